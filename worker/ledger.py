@@ -1,0 +1,365 @@
+"""The ledger: every change of a job's state, each one Lua script on Redis' own clock.
+
+A transition is a plain value (`Transition`) built by one of the functions below; `execute` runs it on a blocking client
+(worker) and `execute_async` on an asyncio client (service). The scripts in `worker/lua/` are the truth about jobs; a
+Celery message is only a wake-up. They address keys that they compute, so Redis Cluster is not supported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+from worker.contract import (
+    CONTRACT_VERSION,
+    COUNTERS_KEY,
+    EventType,
+    JobRequest,
+    JobState,
+    Outcome,
+    Plan,
+    Priority,
+    Problem,
+    events_key,
+    gone_key,
+    job_key,
+    problem,
+    queue_name,
+)
+
+T = TypeVar("T")
+
+EXPIRED = Outcome(problem=problem("deadline", "The job was not finished before its deadline."))
+DEAD = Outcome(problem=problem("dead-letter", "Every worker that tried the job stopped before finishing it."))
+CANCELLED = Outcome(problem=problem("cancelled", "The job was cancelled before it was finished."))
+
+
+@cache
+def script_source(name: str) -> str:
+    """Lua source of a transition, the shared prelude included."""
+    folder = files("worker") / "lua"
+    return (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+
+
+@dataclass(frozen=True)
+class Transition(Generic[T]):
+    """One atomic step: the script's name, its arguments, and how to read its reply."""
+
+    script: str
+    arguments: tuple[str | int, ...]
+    parse: Callable[[list[Any]], T]
+
+    @property
+    def sha1(self) -> str:
+        """Name under which Redis caches the script."""
+        return _sha1(self.script)
+
+
+@cache
+def _sha1(script: str) -> str:
+    return hashlib.sha1(script_source(script).encode()).hexdigest()  # noqa: S324
+
+
+def execute(client: redis.Redis, transition: Transition[T]) -> T:
+    """Run a transition. Raises `redis.exceptions.RedisError` when Redis cannot answer."""
+    try:
+        reply = client.evalsha(transition.sha1, 0, *transition.arguments)
+    except NoScriptError:
+        reply = client.eval(script_source(transition.script), 0, *transition.arguments)
+    return transition.parse(cast("list[Any]", reply))
+
+
+async def execute_async(client: redis.asyncio.Redis, transition: Transition[T]) -> T:
+    """`execute` on an asyncio client."""
+    try:
+        reply = await client.evalsha(transition.sha1, 0, *transition.arguments)
+    except NoScriptError:
+        reply = await client.eval(script_source(transition.script), 0, *transition.arguments)
+    return transition.parse(cast("list[Any]", reply))
+
+
+def execute_many(client: redis.Redis, transitions: Sequence[Transition[T]]) -> list[T]:
+    """Run transitions in order in one round trip."""
+
+    pipeline = client.pipeline(transaction=False)
+    for step in transitions:
+        pipeline.evalsha(step.sha1, 0, *step.arguments)
+    replies = pipeline.execute(raise_on_error=False)
+    if any(isinstance(reply, NoScriptError) for reply in replies):
+        replies = [
+            client.eval(script_source(step.script), 0, *step.arguments) if isinstance(reply, NoScriptError) else reply
+            for step, reply in zip(transitions, replies, strict=True)
+        ]
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return [step.parse(reply) for step, reply in zip(transitions, replies, strict=True)]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the ledger holds it. Times are Unix milliseconds on Redis' clock."""
+
+    id: str
+    state: JobState
+    owner: str
+    priority: Priority
+    request: JobRequest
+    accepted_ms: int
+    deadline_ms: int
+    leased_ms: int
+    attempt: int
+    last_event: int
+    detached: bool
+    plan: Plan | None
+    outcome: Outcome | None
+    trace: str
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, str]) -> Job:
+        """Read a job hash."""
+        return cls(
+            id=fields["id"],
+            state=JobState(fields["state"]),
+            owner=fields["owner"],
+            priority=Priority(fields["priority"]),
+            request=JobRequest.model_validate_json(fields["request"]),
+            accepted_ms=int(fields["accepted_ms"]),
+            deadline_ms=int(fields["deadline_ms"]),
+            leased_ms=int(fields.get("leased_ms", 0)),
+            attempt=int(fields["attempt"]),
+            last_event=int(fields["seq"]),
+            detached=fields["detached"] == "1",
+            plan=Plan.model_validate_json(fields["plan"]) if "plan" in fields else None,
+            outcome=Outcome.model_validate_json(fields["outcome"]) if "outcome" in fields else None,
+            trace=fields.get("trace", ""),
+        )
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What `accept` needs to know. Durations in milliseconds; `service` is the process that waits, or empty."""
+
+    id: str
+    owner: str
+    priority: Priority
+    request: JobRequest
+    timeout_ms: int
+    result_ttl_ms: int
+    max_open: int
+    detached: bool = False
+    idempotency_key: str = ""
+    body_hash: str = ""
+    service: str = ""
+    trace: str = ""
+    wake_after_ms: int = 5_000
+    image_ttl_slack_ms: int = 3_600_000
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Reply of `accept`: `status` is accepted, attached, mismatch, full or missing; `subject` the job id or image."""
+
+    status: str
+    subject: str
+
+
+def accept(job: NewJob) -> Transition[Accepted]:
+    """Create a job, or attach to the one that its idempotency key already stands for."""
+    arguments = {
+        "id": job.id,
+        "owner": job.owner,
+        "version": CONTRACT_VERSION,
+        "priority": job.priority.value,
+        "queue": queue_name(job.priority),
+        "request": job.request.model_dump_json(),
+        "images": [image.sha256 for image in job.request.images],
+        "timeout_ms": job.timeout_ms,
+        "result_ttl_ms": job.result_ttl_ms,
+        "image_ttl_ms": job.timeout_ms + job.image_ttl_slack_ms,
+        "max_open": job.max_open,
+        "detached": "1" if job.detached else "0",
+        "idem": job.idempotency_key,
+        "body": job.body_hash,
+        "service": job.service,
+        "trace": job.trace,
+        "wake_after_ms": job.wake_after_ms,
+    }
+
+    def parse(reply: list[Any]) -> Accepted:
+        return Accepted(_text(reply[0]), _text(reply[1]) if len(reply) > 1 else "")
+
+    return Transition("accept", (json.dumps(arguments),), parse)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Reply of `lease`: the job when granted, else why not (gone, finished, taken)."""
+
+    status: str
+    job: Job | None = None
+    tries: int = 0
+    """How many attempts count so far, this one included; from the second on the job runs alone."""
+
+
+def lease(job_id: str, worker: str, lease_ms: int, max_attempts: int) -> Transition[Lease]:
+    """Take a job for `lease_ms`; the job's `attempt` is then the fencing number of all writes."""
+
+    def parse(reply: list[Any]) -> Lease:
+        status = _text(reply[0])
+        if status != "granted":
+            return Lease(status)
+        flat = [_text(value) for value in reply[2]]
+        return Lease(status, Job.from_fields(dict(zip(flat[::2], flat[1::2], strict=True))), int(reply[1]))
+
+    return Transition("lease", (job_id, worker, lease_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Reply of a fenced write: whether it took effect; if not, the state that holds now."""
+
+    ok: bool
+    state: str = ""
+
+
+def _written(reply: list[Any]) -> Written:
+    status = _text(reply[0])
+    return Written(status == "ok", _text(reply[1]) if status != "ok" and len(reply) > 1 else "")
+
+
+def freeze(job_id: str, attempt: int, plan: Plan, *, replace: bool = False) -> Transition[Plan | None]:
+    """Store the plan unless one is frozen; returns the plan that holds, or None for a stale attempt."""
+
+    def parse(reply: list[Any]) -> Plan | None:
+        return Plan.model_validate_json(_text(reply[1])) if _text(reply[0]) == "ok" else None
+
+    return Transition("freeze", (job_id, attempt, _json(plan), int(replace)), parse)
+
+
+def renew(job_id: str, attempt: int, lease_ms: int) -> Transition[Written]:
+    """Lengthen the lease of the attempt that holds the job."""
+    return Transition("renew", (job_id, attempt, lease_ms), _written)
+
+
+def emit(job_id: str, attempt: int, event: EventType, data: str) -> Transition[Written]:
+    """Append an event; refused for a stale attempt."""
+    return Transition("emit", (job_id, attempt, event.value, data), _written)
+
+
+def finish(job_id: str, attempt: int, outcome: Outcome) -> Transition[Written]:
+    """End the job with its outcome; the first to finish wins."""
+    succeeded = outcome.answer is not None
+    state = JobState.SUCCEEDED if succeeded else JobState.FAILED
+    event = EventType.RESULT if succeeded else EventType.ERROR
+    return Transition("finish", (job_id, attempt, state.value, event.value, _json(outcome)), _written)
+
+
+def release(job_id: str, attempt: int) -> Transition[Written]:
+    """Give a job back unfinished without counting the attempt (a worker that drains)."""
+    return Transition("release", (job_id, attempt), _written)
+
+
+def _state(reply: list[Any]) -> JobState | None:
+    return JobState(_text(reply[1])) if _text(reply[0]) == "ok" else None
+
+
+def cancel(job_id: str) -> Transition[JobState | None]:
+    """End an open job as cancelled; returns the state that holds, None for an unknown job."""
+    return Transition("cancel", (job_id, _json(CANCELLED)), _state)
+
+
+def expire(job_id: str) -> Transition[JobState | None]:
+    """End an open job whose deadline has passed; returns the state that holds, None for an unknown job."""
+    return Transition("expire", (job_id, _json(EXPIRED)), _state)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Reply of `sweep`: `action` is none, ended or wake; `subject` the final state or the queue to wake."""
+
+    action: str
+    subject: str = ""
+
+
+def sweep(job_id: str, wake_after_ms: int, max_attempts: int) -> Transition[Swept]:
+    """Check one open job that is due: expire it, bury it, or ask for another wake-up."""
+
+    def parse(reply: list[Any]) -> Swept:
+        return Swept(_text(reply[0]), _text(reply[1]) if len(reply) > 1 else "")
+
+    return Transition("sweep", (job_id, wake_after_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
+
+
+def watch(job_id: str, service: str) -> Transition[JobState | None]:
+    """Send notices of the job's events to a service process, too; None for an unknown job."""
+    return Transition("watch", (job_id, service), _state)
+
+
+def unwatch(job_id: str, service: str, *, client_left: bool) -> Transition[JobState | None]:
+    """Stop watching; a job that nobody else wants any more is cancelled if its client left."""
+    return Transition("unwatch", (job_id, service, int(client_left), _json(CANCELLED)), _state)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of a job's stream."""
+
+    seq: int
+    type: EventType
+    data: str
+
+    @classmethod
+    def from_entry(cls, entry: tuple[Any, dict[Any, Any]]) -> Event:
+        """Read a stream entry `(id, fields)`."""
+        fields = {_text(name): _text(value) for name, value in entry[1].items()}
+        return cls(int(_text(entry[0]).partition("-")[0]), EventType(fields["type"]), fields["data"])
+
+
+def read_events(client: redis.Redis, job_id: str, after: int = 0) -> list[Event]:
+    """All events after number `after`, in order."""
+    entries = cast("list[Any]", client.xrange(events_key(job_id), min=f"({after}-0"))
+    return [Event.from_entry(entry) for entry in entries]
+
+
+async def read_events_async(client: redis.asyncio.Redis, job_id: str, after: int = 0) -> list[Event]:
+    """`read_events` on an asyncio client."""
+    entries = cast("list[Any]", await client.xrange(events_key(job_id), min=f"({after}-0"))
+    return [Event.from_entry(entry) for entry in entries]
+
+
+async def read_job_async(client: redis.asyncio.Redis, job_id: str) -> Job | None:
+    """The job, or None when it is unknown or has expired."""
+    fields = await client.hgetall(job_key(job_id))
+    if not fields:
+        return None
+    return Job.from_fields({_text(name): _text(value) for name, value in fields.items()})
+
+
+async def read_gone_owner_async(client: redis.asyncio.Redis, job_id: str) -> str | None:
+    """Owner of a job whose result has expired."""
+    owner = await client.get(gone_key(job_id))
+    return None if owner is None else _text(owner)
+
+
+async def read_counters_async(client: redis.asyncio.Redis) -> dict[str, int]:
+    """Counts that the scripts keep over all processes: accepted, finished:STATE, wakeups_resent, and so on."""
+    counters = await client.hgetall(COUNTERS_KEY)
+    return {_text(name): int(value) for name, value in counters.items()}
+
+
+def _json(value: Outcome | Plan | Problem) -> str:
+    return value.model_dump_json(exclude_none=True)

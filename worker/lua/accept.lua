@@ -1,0 +1,36 @@
+-- accept: a new job, its idempotency record, its place in `open` and its images' expiry, or nothing at all.
+local a = cjson.decode(ARGV[1])
+local now = now_ms()
+
+local function watch(id)
+  if a.service ~= '' then redis.call('HINCRBY', watchers_key(id), a.service, 1) end
+end
+
+if a.idem ~= '' then
+  local known = redis.call('HMGET', a.idem, 'job', 'body')
+  if known[1] and redis.call('EXISTS', job_key(known[1])) == 1 then
+    if known[2] ~= a.body then return {'mismatch', known[1]} end
+    watch(known[1])
+    return {'attached', known[1]}
+  end
+end
+if redis.call('ZCARD', OPEN) >= a.max_open then return {'full'} end
+for _, sha256 in ipairs(a.images) do
+  if redis.call('EXISTS', image_key(sha256)) == 0 then return {'missing', sha256} end
+end
+for _, sha256 in ipairs(a.images) do
+  redis.call('PEXPIRE', image_key(sha256), a.image_ttl_ms, 'GT')
+end
+local deadline = now + a.timeout_ms
+redis.call('HSET', job_key(a.id), 'id', a.id, 'state', 'accepted', 'owner', a.owner, 'version', a.version,
+  'priority', a.priority, 'queue', a.queue, 'request', a.request, 'accepted_ms', now, 'deadline_ms', deadline,
+  'result_ttl_ms', a.result_ttl_ms, 'detached', a.detached, 'idem', a.idem,
+  'attempt', 0, 'released', 0, 'wakes', 0, 'seq', 0, 'trace', a.trace)
+if a.idem ~= '' then
+  redis.call('HSET', a.idem, 'job', a.id, 'body', a.body)
+  redis.call('PERSIST', a.idem)
+end
+redis.call('ZADD', OPEN, now + a.wake_after_ms, a.id)
+redis.call('HINCRBY', COUNTERS, 'accepted', 1)
+watch(a.id)
+return {'accepted', a.id}

@@ -1,0 +1,21 @@
+-- lease: the right to work on a job until the lease runs out; its attempt number fences every later write.
+local id, worker, lease_ms, max_attempts, expired, dead = unpack(ARGV)
+local now = now_ms()
+local state = field(id, 'state')
+if not state then return {'gone'} end
+if FINAL[state] then return {'finished', state} end
+if state == 'running' and number(id, 'lease_until_ms') > now then return {'taken'} end
+if now >= number(id, 'deadline_ms') then
+  close(id, 'expired', 'error', expired)
+  return {'finished', 'expired'}
+end
+if failures(id) >= tonumber(max_attempts) then
+  bury(id, dead)
+  return {'finished', 'dead'}
+end
+if state == 'running' then redis.call('HINCRBY', COUNTERS, 'leases_lost', 1) end
+redis.call('HINCRBY', job_key(id), 'attempt', 1)
+local lease_until = now + tonumber(lease_ms)
+redis.call('HSET', job_key(id), 'state', 'running', 'worker', worker, 'lease_until_ms', lease_until, 'leased_ms', now)
+redis.call('ZADD', OPEN, lease_until, id)
+return {'granted', failures(id), redis.call('HGETALL', job_key(id))}

@@ -1,0 +1,63 @@
+-- Shared by all transitions: time, keys, appending events, closing a job. Prepended to each script.
+local PREFIX = 'erase:'
+local OPEN = PREFIX .. 'open'
+local COUNTERS = PREFIX .. 'counters'
+local REPLIES_KEPT = 20000
+local REPLIES_TTL_MS = 3600000
+local FINAL = {succeeded = true, failed = true, cancelled = true, expired = true, dead = true}
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function job_key(id) return PREFIX .. 'job:' .. id end
+local function events_key(id) return PREFIX .. 'events:' .. id end
+local function watchers_key(id) return PREFIX .. 'watchers:' .. id end
+local function image_key(sha256) return PREFIX .. 'image:' .. sha256 end
+
+local function field(id, name) return redis.call('HGET', job_key(id), name) end
+local function number(id, name) return tonumber(field(id, name) or '0') end
+
+local function append(id, type, data)
+  local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
+  redis.call('XADD', events_key(id), seq .. '-0', 'type', type, 'data', data)
+  return seq
+end
+
+local function notify(id)
+  for _, service in ipairs(redis.call('HKEYS', watchers_key(id))) do
+    local replies = PREFIX .. 'replies:' .. service
+    redis.call('XADD', replies, 'MAXLEN', '~', REPLIES_KEPT, '*', 'job', id)
+    redis.call('PEXPIRE', replies, REPLIES_TTL_MS)
+  end
+end
+
+-- The only way into a final state: state, outcome, final event, notice and expiry in one step.
+local function close(id, state, type, outcome)
+  redis.call('HSET', job_key(id), 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
+  append(id, type, outcome)
+  notify(id)
+  redis.call('ZREM', OPEN, id)
+  local ttl = number(id, 'result_ttl_ms')
+  redis.call('PEXPIRE', job_key(id), ttl)
+  redis.call('PEXPIRE', events_key(id), ttl)
+  redis.call('PEXPIRE', watchers_key(id), ttl)
+  local idem = field(id, 'idem')
+  if idem and idem ~= '' then redis.call('PEXPIRE', idem, ttl) end
+  redis.call('SET', PREFIX .. 'gone:' .. id, field(id, 'owner'), 'PX', ttl + 7 * 24 * 3600 * 1000)
+  redis.call('HINCRBY', COUNTERS, 'finished:' .. state, 1)
+end
+
+local function bury(id, outcome)
+  redis.call('ZADD', PREFIX .. 'dead', now_ms(), id)
+  close(id, 'dead', 'error', outcome)
+end
+
+-- Attempts that count against the limit: a worker that drains gives its attempt back.
+local function failures(id) return number(id, 'attempt') - number(id, 'released') end
+
+local function owns(id, attempt)
+  return field(id, 'state') == 'running' and number(id, 'attempt') == tonumber(attempt)
+end
+

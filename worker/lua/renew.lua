@@ -1,0 +1,7 @@
+-- renew: a longer lease for the attempt that still holds the job.
+local id, attempt, lease_ms = unpack(ARGV)
+if not owns(id, attempt) then return {'stale', field(id, 'state') or 'gone'} end
+local lease_until = now_ms() + tonumber(lease_ms)
+redis.call('HSET', job_key(id), 'lease_until_ms', lease_until)
+redis.call('ZADD', OPEN, lease_until, id)
+return {'ok'}

@@ -1,0 +1,31 @@
+-- sweep: what to do about one open job that is due for a check: nothing, end it, or wake a worker again.
+local id, wake_after_ms, max_attempts, expired, dead = unpack(ARGV)
+local now = now_ms()
+local state = field(id, 'state')
+if not state or FINAL[state] then
+  redis.call('ZREM', OPEN, id)
+  return {'none'}
+end
+if now >= number(id, 'deadline_ms') then
+  close(id, 'expired', 'error', expired)
+  return {'ended', 'expired'}
+end
+if state == 'running' then
+  local lease_until = number(id, 'lease_until_ms')
+  if lease_until > now then
+    redis.call('ZADD', OPEN, lease_until, id)
+    return {'none'}
+  end
+  if failures(id) >= tonumber(max_attempts) then
+    bury(id, dead)
+    return {'ended', 'dead'}
+  end
+end
+-- A wake-up that still waits in a busy queue is not lost: check again later, each time less often.
+local queue = field(id, 'queue')
+local wakes = redis.call('HINCRBY', job_key(id), 'wakes', 1)
+local wait = tonumber(wake_after_ms)
+if redis.call('LLEN', queue) > 0 then wait = wait * math.min(2 ^ wakes, 16) end
+redis.call('ZADD', OPEN, math.min(now + wait, number(id, 'deadline_ms')), id)
+redis.call('HINCRBY', COUNTERS, 'wakeups_resent', 1)
+return {'wake', queue}
