@@ -1,0 +1,24 @@
+"""ERASE: adaptive two-stage pruning of vision tokens."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
+from erase.policy import BinnedPolicy, load_policy, save_policy
+from erase.presets import preset, preset_names
+
+__all__ = [
+    "BinnedPolicy",
+    "EraseError",
+    "InputError",
+    "PolicyError",
+    "UnsupportedError",
+    "load_policy",
+    "preset",
+    "preset_names",
+    "save_policy",
+]
+
+try:
+    __version__ = version("erase-serve")
+except PackageNotFoundError:
+    __version__ = "0+unknown"

@@ -1,0 +1,140 @@
+"""Policies: what to prune, as plain data that validates itself and travels as JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from erase.errors import PolicyError
+
+Scoring = Literal["reference", "exact"]
+SCORINGS: tuple[Scoring, ...] = ("reference", "exact")
+
+
+@dataclass(frozen=True)
+class BinnedPolicy:
+    """Revision 1 of ERASE: complexity bins decide how much stage 1 keeps and where stage 2 cuts.
+
+    Args:
+        thresholds: strictly descending complexities in nats that separate the bins.
+        stage1_retention: fraction of an image's vision tokens that stage 1 keeps, one per bin (thresholds + 1), each
+            in (0, 1].
+        final_retention: fraction of the prompt's vision tokens left after stage 2, in (0, 1]; 1 prunes nothing.
+        layers: decoder layers run before the (shallow, deep) cut; None takes the architecture's.
+        scoring: "reference" takes stage 2's queries as the published numbers did, "exact" the layer's true queries.
+
+    Raises:
+        PolicyError: a value is out of its range.
+    """
+
+    thresholds: tuple[float, ...]
+    stage1_retention: tuple[float, ...]
+    final_retention: float
+    layers: tuple[int, int] | None = None
+    scoring: Scoring = "reference"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thresholds", _numbers("thresholds", self.thresholds))
+        object.__setattr__(self, "stage1_retention", _numbers("stage1_retention", self.stage1_retention))
+        object.__setattr__(self, "final_retention", _fraction("final_retention", self.final_retention))
+        object.__setattr__(self, "layers", _layer_pair(self.layers))
+        if any(low >= high for high, low in zip(self.thresholds, self.thresholds[1:], strict=False)):
+            raise PolicyError(f"thresholds must be strictly descending, got {self.thresholds}")
+        if len(self.stage1_retention) != len(self.thresholds) + 1:
+            raise PolicyError(
+                f"stage1_retention must have one value per bin, {len(self.thresholds) + 1} for "
+                f"{len(self.thresholds)} thresholds, got {len(self.stage1_retention)}"
+            )
+        for value in self.stage1_retention:
+            _fraction("stage1_retention", value)
+        if self.scoring not in SCORINGS:
+            raise PolicyError(f"scoring must be one of {', '.join(SCORINGS)}, got {self.scoring!r}")
+
+    def with_retention(self, retention: float) -> "BinnedPolicy":
+        """The same policy with another final retention; a lower one never keeps more, in either stage."""
+        return replace(self, final_retention=retention)
+
+
+Policy = BinnedPolicy
+_KINDS: dict[str, type[Policy]] = {"binned": BinnedPolicy}
+
+
+def policy_to_dict(policy: Policy) -> dict[str, Any]:
+    """The policy as JSON-safe data; its `kind` says which class reads it back."""
+    kind = next(name for name, cls in _KINDS.items() if type(policy) is cls)
+    return {"kind": kind, **asdict(policy)}
+
+
+def policy_from_dict(data: Mapping[str, Any]) -> Policy:
+    """The policy that `policy_to_dict` described.
+
+    Raises:
+        PolicyError: an unknown kind, an unknown or missing key, or a value out of range.
+    """
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"a policy must be a JSON object, got {type(data).__name__}")
+    settings = dict(data)
+    kind = settings.pop("kind", None)
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise PolicyError(f"the policy's kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(str(key) for key in settings if key not in known)
+    if unknown:
+        raise PolicyError(f"unknown keys in a {kind} policy: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise PolicyError(f"incomplete {kind} policy: {error}") from None
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Reads a policy from a JSON file.
+
+    Raises:
+        PolicyError: the file cannot be read, is no JSON, or describes no valid policy.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PolicyError(f"the policy file {path} is not JSON: {error}") from error
+    return policy_from_dict(data)
+
+
+def save_policy(policy: Policy, path: str | Path) -> None:
+    """Writes the policy to a JSON file that `load_policy` reads."""
+    Path(path).write_text(json.dumps(policy_to_dict(policy), indent=2) + "\n", encoding="utf-8")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PolicyError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise PolicyError(f"{name} must be a list of numbers, got {values!r}")
+    return tuple(_number(name, value) for value in values)
+
+
+def _fraction(name: str, value: object) -> float:
+    number = _number(name, value)
+    if not 0.0 < number <= 1.0:
+        raise PolicyError(f"{name} must be above 0 and at most 1, got {number}")
+    return number
+
+
+def _layer_pair(layers: object) -> tuple[int, int] | None:
+    if layers is None:
+        return None
+    if not isinstance(layers, Sequence) or len(layers) != 2 or any(type(layer) is not int for layer in layers):
+        raise PolicyError(f"layers must be two whole numbers (shallow, deep) or None, got {layers!r}")
+    shallow, deep = layers
+    if not 1 <= shallow <= deep:
+        raise PolicyError(f"layers must satisfy 1 <= shallow <= deep, got {(shallow, deep)}")
+    return shallow, deep
