@@ -81,6 +81,46 @@ class Qwen2_5_VL:  # noqa: N801 - the architecture's name
         query: Tensor = attention.q_proj(layer_input).view(layer_input.shape[0], -1, attention.head_dim).transpose(0, 1)
         return query * cos + _rotate_half(query) * sin
 
+    def positions(self, tokens: Tensor, is_image: Tensor, grids: Tensor | None) -> tuple[Tensor, int]:
+        """Rotary positions [3, n] of an unpruned prompt of `tokens` [n], and next position minus n.
+
+        `is_image` marks image tokens with 1; `grids` [images, 3] are the images' patches along (t, h, w).
+        """
+        if grids is None:
+            return torch.arange(len(tokens)).expand(3, -1), 0
+        positions, delta = self.inner.get_rope_index(
+            tokens.unsqueeze(0), mm_token_type_ids=is_image.unsqueeze(0), image_grid_thw=grids
+        )
+        return positions[:, 0], int(delta)
+
+    def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
+        """Vision encoder over the patches of several images [patches, p], grids [images, 3]: [tokens, d] of each."""
+        output = self.inner.get_image_features(pixel_values, grids, return_dict=True)
+        return tuple(output.pooler_output)
+
+    def project(self, layer_index: int, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of a layer's input rows [R, d]: each [heads, R, head_dim]."""
+        layer = self.layers[layer_index]
+        attention = layer.self_attn
+        normed = layer.input_layernorm(hidden)
+        query, key, value = (
+            projection(normed).view(len(hidden), -1, attention.head_dim).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        return query * cos + _rotate_half(query) * sin, key * cos + _rotate_half(key) * sin, value
+
+    def finish_layer(self, layer_index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output rows [R, d] from its input and what its heads attended to [heads, R, head_dim]."""
+        layer = self.layers[layer_index]
+        hidden = hidden + layer.self_attn.o_proj(attended.transpose(0, 1).reshape(len(hidden), -1))
+        out: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and vocabulary projection of rows [R, d]: [R, vocabulary]."""
+        out: Tensor = self.lm_head(self.language_model.norm(hidden))
+        return out
+
 
 def _rotate_half(states: Tensor) -> Tensor:
     first, second = states.chunk(2, dim=-1)

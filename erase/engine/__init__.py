@@ -1,0 +1,32 @@
+"""The engine: one thread that owns the model, prefills packed prompts, prunes inside and decodes continuously.
+
+`Engine.submit(sequence)` returns a `Handle` that yields token events and one result.
+"""
+
+from erase.engine.engine import Engine, EngineLimits, EngineObserver
+from erase.engine.sequence import (
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    EngineStoppedError,
+    Handle,
+    Result,
+    SamplingParams,
+    Sequence,
+    TokenEvent,
+)
+
+__all__ = [
+    "CancelledError",
+    "DeadlineError",
+    "Engine",
+    "EngineError",
+    "EngineLimits",
+    "EngineObserver",
+    "EngineStoppedError",
+    "Handle",
+    "Result",
+    "SamplingParams",
+    "Sequence",
+    "TokenEvent",
+]

@@ -1,0 +1,357 @@
+"""The engine's thread: admits sequences, prefills, decodes all running ones together, delivers tokens and results."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from erase.engine.prefill import PackedPrompt, StepRows, encode_images, prefill, step
+from erase.engine.sampling import next_token
+from erase.engine.scheduler import Candidate, admit
+from erase.engine.sequence import (
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    EngineStoppedError,
+    Handle,
+    PhaseTimes,
+    Result,
+    Sequence,
+    TokenEvent,
+)
+from erase.engine.text import TextStream
+from erase.errors import InputError
+from erase.methods.base import Cut
+from erase.models.loading import LoadedModel
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much runs at once: sequences in decode, and pruned prompt tokens per prefill."""
+
+    max_running: int = 8
+    max_prefill_tokens: int = 16_384
+    context_length: int | None = None
+    """Cap below the model's own."""
+
+
+class EngineObserver(Protocol):
+    """Hears of every step, from the engine's thread; must return quickly."""
+
+    def stepped(self, phase: str, batch: int) -> None:
+        """A step ended: `phase` is prefill or decode, with `batch` sequences in it."""
+
+    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None:
+        """Sequences running and waiting now, and tokens in the key/value caches, averaged over layers."""
+
+
+class _Silent:
+    def stepped(self, phase: str, batch: int) -> None: ...
+
+    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None: ...
+
+
+@dataclass(eq=False)
+class _Running:
+    """A sequence inside the engine."""
+
+    sequence: Sequence
+    handle: Handle
+    text: TextStream
+    submitted: float
+    tokens: list[int] = field(default_factory=list)
+    unsent: list[int] = field(default_factory=list)
+    prompt: PackedPrompt | None = None
+    cache_lengths: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    admitted: float = 0.0
+    encoded: float = 0.0
+    prefilled: float = 0.0
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.sequence.pruned_length, self.sequence.alone)
+
+
+class Engine:
+    """Owns a model on one thread. Submit from any thread; results come through handles.
+
+    A failure inside a shared step is retried sequence by sequence, so that only the culprit fails.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, limits: EngineLimits | None = None, observer: EngineObserver | None = None
+    ) -> None:
+        self._loaded = loaded
+        self._limits = limits or EngineLimits()
+        self._observer: EngineObserver = observer or _Silent()
+        self._waiting: deque[_Running] = deque()
+        self._running: list[_Running] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._progress = time.monotonic()
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    @property
+    def context_length(self) -> int:
+        """Longest unpruned prompt and answer together, in tokens."""
+        return min(self._loaded.context_length, self._limits.context_length or self._loaded.context_length)
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds since the engine last finished a step or was idle; small while it makes progress."""
+        return time.monotonic() - self._progress if self._busy() else 0.0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its current step; unfinished sequences end with `EngineStoppedError`."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, sequence: Sequence) -> Handle:
+        """Queue a sequence.
+
+        Raises:
+            InputError: prompt and answer do not fit into the context.
+            EngineStoppedError: the engine has stopped.
+        """
+        length = len(sequence.prompt.tokens) + max(sequence.sampling.max_tokens, len(sequence.score_only))
+        if length > self.context_length:
+            raise InputError(
+                f"the prompt has {len(sequence.prompt.tokens)} tokens and up to {sequence.sampling.max_tokens} more "
+                f"were asked for, but the context holds {self.context_length}: use smaller images, a shorter prompt "
+                "or fewer max_tokens"
+            )
+        handle = Handle(sequence.id)
+        text = TextStream(self._loaded.tokenizer, sequence.sampling.stop)
+        entry = _Running(sequence, handle, text, submitted=time.monotonic())
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise EngineStoppedError("the engine has stopped")
+            self._waiting.append(entry)
+            self._changed.notify()
+        return handle
+
+    def _busy(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while not self._busy() and not self._stopping:
+                        self._progress = time.monotonic()
+                        self._changed.wait()
+                    if self._stopping:
+                        break
+                self._drop_ended()
+                self._prefill_next()
+                self._decode()
+                self._report()
+        except BaseException:
+            log.exception("the engine failed")
+            raise
+        finally:
+            with self._changed:
+                self._stopping = True
+                left = [*self._running, *self._waiting]
+                self._running.clear()
+                self._waiting.clear()
+            for entry in left:
+                entry.handle.put(EngineStoppedError("the engine stopped before the answer was finished"))
+
+    def _report(self) -> None:
+        self._progress = time.monotonic()
+        tokens = sum(
+            sum(entry.prompt.cache.lengths) / self._loaded.adapter.depth for entry in self._running if entry.prompt
+        )
+        self._observer.load_changed(len(self._running), len(self._waiting), tokens)
+
+    def _drop_ended(self) -> None:
+        now = time.monotonic()
+
+        def ended(entry: _Running) -> EngineError | None:
+            if entry.handle.cancelled:
+                return CancelledError("the sequence was cancelled")
+            if entry.sequence.deadline is not None and now >= entry.sequence.deadline:
+                return DeadlineError("the deadline passed before the answer was finished")
+            return None
+
+        with self._changed:
+            entries = [*self._running, *self._waiting]
+            errors = {id(entry): error for entry in entries if (error := ended(entry))}
+            self._running = [entry for entry in self._running if id(entry) not in errors]
+            self._waiting = deque(entry for entry in self._waiting if id(entry) not in errors)
+        for entry in entries:
+            if id(entry) in errors:
+                entry.handle.put(errors[id(entry)])
+
+    def _prefill_next(self) -> None:
+        with self._changed:
+            count = admit(
+                [entry.candidate for entry in self._waiting],
+                [entry.candidate for entry in self._running],
+                self._limits.max_running,
+                self._limits.max_prefill_tokens,
+            )
+            batch = [self._waiting.popleft() for _ in range(count)]
+            self._running += batch
+        for entry, token, logits in self._isolating("prefill", batch, self._prefill):
+            self._guarding("prefill", entry, partial(self._begin, entry, token, logits))
+
+    def _decode(self) -> None:
+        for entry, token in self._isolating("decode", list(self._running), self._decode_step):
+            self._guarding("decode", entry, partial(self._advance, entry, token))
+
+    def _isolating(self, phase: str, batch: list[_Running], run: Callable[[list[_Running]], list[T]]) -> list[T]:
+        """Run a shared step; when it fails, run it sequence by sequence and end only those that fail again."""
+        if not batch:
+            return []
+        try:
+            outcome = run(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                self._fail(phase, batch[0], error)
+                return []
+            log.warning("%s of %d sequences failed, running them one by one: %r", phase, len(batch), error)
+            return [item for entry in batch for item in self._isolating(phase, [entry], run)]
+        self._observer.stepped(phase, len(batch))
+        return outcome
+
+    def _guarding(self, phase: str, entry: _Running, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._fail(phase, entry, error)
+
+    def _fail(self, phase: str, entry: _Running, error: Exception) -> None:
+        log.error("%s of sequence %s failed", phase, entry.sequence.id, exc_info=error)
+        if entry in self._running:
+            self._running.remove(entry)
+        entry.handle.put(EngineError(f"{phase} failed: {type(error).__name__}"))
+
+    def _prefill(self, batch: list[_Running]) -> list[tuple[_Running, int | None, Tensor]]:
+        adapter, device = self._loaded.adapter, self._loaded.device
+        start = time.monotonic()
+        sequences = [entry.sequence for entry in batch]
+        features = encode_images(adapter, sequences, device)
+        self._synchronize()
+        encoded = time.monotonic()
+        prompts, logits = prefill(adapter, sequences, features, device)
+        begun = []
+        for entry, prompt, row in zip(batch, prompts, logits, strict=True):
+            entry.prompt, entry.cuts, entry.cache_lengths = prompt, prompt.cuts, prompt.cache.lengths
+            entry.admitted, entry.encoded = start, encoded
+            given = entry.sequence.forced_prefix or entry.sequence.score_only
+            begun.append((entry, None if given else self._choose(entry, row), row))
+        prefilled = time.monotonic()
+        for entry in batch:
+            entry.prefilled = prefilled
+        return begun
+
+    def _begin(self, entry: _Running, token: int | None, logits: Tensor) -> None:
+        """After prefill: take the first token, repeat a forced prefix, or score a given answer."""
+        sequence = entry.sequence
+        assert entry.prompt is not None  # noqa: S101
+        entry.prompt.cache.reserve(max(sequence.sampling.max_tokens, len(sequence.score_only)))
+        if sequence.score_only:
+            self._finish(entry, "stop", self._log_likelihood(entry, logits))
+        elif token is None:
+            self._replay(entry)
+        else:
+            self._advance(entry, token)
+
+    def _decode_step(self, batch: list[_Running]) -> list[tuple[_Running, int]]:
+        logits = step(self._loaded.adapter, [self._next_rows(entry) for entry in batch], self._loaded.device)
+        return [(entry, self._choose(entry, row)) for entry, row in zip(batch, logits, strict=True)]
+
+    def _next_rows(self, entry: _Running) -> StepRows:
+        assert entry.prompt is not None  # noqa: S101
+        position = entry.sequence.prompt.next_position + len(entry.tokens) - 1
+        return StepRows(entry.prompt.cache, (entry.tokens[-1],), position)
+
+    def _choose(self, entry: _Running, logits: Tensor) -> int:
+        return next_token(logits, entry.sequence.sampling, len(entry.tokens))
+
+    def _replay(self, entry: _Running) -> None:
+        """Take over what an earlier attempt emitted, without emitting it again, and go on behind it."""
+        prefix = entry.sequence.forced_prefix
+        for token in prefix:
+            self._advance(entry, token, emit=False)
+            if entry not in self._running:
+                return
+        if len(prefix) > 1:
+            assert entry.prompt is not None  # noqa: S101
+            rows = StepRows(entry.prompt.cache, prefix[:-1], entry.sequence.prompt.next_position)
+            step(self._loaded.adapter, [rows], self._loaded.device)
+
+    def _log_likelihood(self, entry: _Running, first_logits: Tensor) -> float:
+        answer = entry.sequence.score_only
+        rows = [first_logits.unsqueeze(0)]
+        if len(answer) > 1:
+            assert entry.prompt is not None  # noqa: S101
+            given = StepRows(entry.prompt.cache, answer[:-1], entry.sequence.prompt.next_position)
+            rows.append(step(self._loaded.adapter, [given], self._loaded.device))
+        scores = torch.log_softmax(torch.cat(rows).float(), dim=-1)
+        return float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+    def _advance(self, entry: _Running, token: int, *, emit: bool = True) -> None:
+        """Add a token; deliver what it completes; end the sequence when it is the last."""
+        entry.tokens.append(token)
+        at_end = token in self._loaded.eos_tokens
+        full = len(entry.tokens) >= entry.sequence.sampling.max_tokens
+        delta = "" if at_end else entry.text.push(token)
+        ended = at_end or full or entry.text.stopped
+        if ended:
+            delta += entry.text.finish()
+        if emit:
+            entry.handle.put(TokenEvent((token,), delta))
+        if ended:
+            self._finish(entry, "stop" if at_end or entry.text.stopped else "length")
+
+    def _finish(self, entry: _Running, reason: str, log_likelihood: float | None = None) -> None:
+        now = time.monotonic()
+        prompt = entry.prompt
+        assert prompt is not None  # noqa: S101
+        self._running.remove(entry)
+        entry.handle.put(
+            Result(
+                tokens=tuple(entry.tokens),
+                text=entry.text.text,
+                finish_reason=reason,
+                times=PhaseTimes(
+                    queue=entry.admitted - entry.submitted,
+                    encode=entry.encoded - entry.admitted,
+                    prefill=entry.prefilled - entry.encoded,
+                    decode=now - entry.prefilled,
+                    first_token=entry.prefilled - entry.submitted,
+                ),
+                cuts=entry.cuts,
+                kept=prompt.vision[prompt.vision >= 0].cpu(),
+                cache_lengths=entry.cache_lengths,
+                log_likelihood=log_likelihood,
+            )
+        )
+
+    def _synchronize(self) -> None:
+        """Wait for the GPU, so that phase times are true."""
+        if self._loaded.device.type == "cuda":
+            torch.cuda.synchronize(self._loaded.device)
