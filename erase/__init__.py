@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
 from erase.policy import BinnedPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
+from erase.pruning import pruning
 
 __all__ = [
     "BinnedPolicy",
@@ -15,6 +16,7 @@ __all__ = [
     "load_policy",
     "preset",
     "preset_names",
+    "pruning",
     "save_policy",
 ]
 
