@@ -121,6 +121,7 @@ class Job:
     accepted_ms: int
     deadline_ms: int
     leased_ms: int
+    finished_ms: int
     attempt: int
     last_event: int
     detached: bool
@@ -140,6 +141,7 @@ class Job:
             accepted_ms=int(fields["accepted_ms"]),
             deadline_ms=int(fields["deadline_ms"]),
             leased_ms=int(fields.get("leased_ms", 0)),
+            finished_ms=int(fields.get("finished_ms", 0)),
             attempt=int(fields["attempt"]),
             last_event=int(fields["seq"]),
             detached=fields["detached"] == "1",
@@ -349,6 +351,14 @@ async def read_job_async(client: redis.asyncio.Redis, job_id: str) -> Job | None
     return Job.from_fields({_text(name): _text(value) for name, value in fields.items()})
 
 
+async def last_events_async(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[int | None]:
+    """Number of each job's newest event in one round trip; None for a job that is unknown or has expired."""
+    pipeline = client.pipeline(transaction=False)
+    for job_id in job_ids:
+        pipeline.hget(job_key(job_id), "seq")
+    return [None if seq is None else int(seq) for seq in await pipeline.execute()]
+
+
 async def read_gone_owner_async(client: redis.asyncio.Redis, job_id: str) -> str | None:
     """Owner of a job whose result has expired."""
     owner = await client.get(gone_key(job_id))
@@ -362,4 +372,4 @@ async def read_counters_async(client: redis.asyncio.Redis) -> dict[str, int]:
 
 
 def _json(value: Outcome | Plan | Problem) -> str:
-    return value.model_dump_json(exclude_none=True)
+    return value.model_dump_json()

@@ -6,6 +6,8 @@ local function watch(id)
   if a.service ~= '' then redis.call('HINCRBY', watchers_key(id), a.service, 1) end
 end
 
+-- The service asks again when the connection broke before it read the reply.
+if redis.call('EXISTS', job_key(a.id)) == 1 then return {'accepted', a.id} end
 if a.idem ~= '' then
   local known = redis.call('HMGET', a.idem, 'job', 'body')
   if known[1] and redis.call('EXISTS', job_key(known[1])) == 1 then
