@@ -257,9 +257,9 @@ def renew(job_id: str, attempt: int, lease_ms: int) -> Transition[Written]:
     return Transition("renew", (job_id, attempt, lease_ms), _written)
 
 
-def emit(job_id: str, attempt: int, event: EventType, data: str) -> Transition[Written]:
-    """Append an event; refused for a stale attempt."""
-    return Transition("emit", (job_id, attempt, event.value, data), _written)
+def emit(job_id: str, attempt: int, number: int, event: EventType, data: str) -> Transition[Written]:
+    """Append event `number` of the job; refused for a stale attempt, harmless when repeated."""
+    return Transition("emit", (job_id, attempt, number, event.value, data), _written)
 
 
 def finish(job_id: str, attempt: int, outcome: Outcome) -> Transition[Written]:

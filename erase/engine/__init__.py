@@ -6,6 +6,7 @@
 from erase.engine.engine import Engine, EngineLimits, EngineObserver
 from erase.engine.sequence import (
     CancelledError,
+    ContextLengthError,
     DeadlineError,
     EngineError,
     EngineStoppedError,
@@ -18,6 +19,7 @@ from erase.engine.sequence import (
 
 __all__ = [
     "CancelledError",
+    "ContextLengthError",
     "DeadlineError",
     "Engine",
     "EngineError",

@@ -19,6 +19,7 @@ from erase.engine.sampling import next_token
 from erase.engine.scheduler import Candidate, admit
 from erase.engine.sequence import (
     CancelledError,
+    ContextLengthError,
     DeadlineError,
     EngineError,
     EngineStoppedError,
@@ -29,7 +30,6 @@ from erase.engine.sequence import (
     TokenEvent,
 )
 from erase.engine.text import TextStream
-from erase.errors import InputError
 from erase.methods.base import Cut
 from erase.models.loading import LoadedModel
 
@@ -115,6 +115,11 @@ class Engine:
         """Seconds since the engine last finished a step or was idle; small while it makes progress."""
         return time.monotonic() - self._progress if self._busy() else 0.0
 
+    @property
+    def alive(self) -> bool:
+        """Whether sequences can be submitted."""
+        return self._thread.is_alive() and not self._stopping
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -130,12 +135,12 @@ class Engine:
         """Queue a sequence.
 
         Raises:
-            InputError: prompt and answer do not fit into the context.
+            ContextLengthError: prompt and answer do not fit into the context.
             EngineStoppedError: the engine has stopped.
         """
         length = len(sequence.prompt.tokens) + max(sequence.sampling.max_tokens, len(sequence.score_only))
         if length > self.context_length:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {len(sequence.prompt.tokens)} tokens and up to {sequence.sampling.max_tokens} more "
                 f"were asked for, but the context holds {self.context_length}: use smaller images, a shorter prompt "
                 "or fewer max_tokens"
@@ -144,7 +149,7 @@ class Engine:
         text = TextStream(self._loaded.tokenizer, sequence.sampling.stop)
         entry = _Running(sequence, handle, text, submitted=time.monotonic())
         with self._changed:
-            if self._stopping or not self._thread.is_alive():
+            if not self.alive:
                 raise EngineStoppedError("the engine has stopped")
             self._waiting.append(entry)
             self._changed.notify()

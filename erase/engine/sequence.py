@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from erase.errors import EraseError
+from erase.errors import EraseError, InputError
 from erase.methods.base import Cut, Method, Preselection
 from erase.models.prompt import PreparedPrompt
 
 
 class EngineError(EraseError):
     """The engine could not finish a sequence."""
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer together do not fit into the model's context."""
 
 
 class CancelledError(EngineError):

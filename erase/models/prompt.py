@@ -34,6 +34,12 @@ class PreparedImage:
         """Vision tokens before pruning."""
         return int(self.cells.shape[0])
 
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Width and height in pixels as the model sees the image."""
+        height, width = self.cell_grid
+        return width * int(self.cells.shape[-1]), height * int(self.cells.shape[-1])
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:

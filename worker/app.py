@@ -1,0 +1,57 @@
+"""The Celery application of a worker: JSON only, thread pool, late acknowledgement, no result backend.
+
+Messages are wake-ups and the ledger is the truth, so Celery's visibility timeout stays long and its own redelivery is
+never relied upon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from celery import Celery
+from kombu import Queue
+
+from worker.contract import BROKER_TRANSPORT_OPTIONS, TASK_NAME, Priority, queue_name
+from worker.settings import Settings
+from worker.slots import SlotCycle
+
+
+def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
+    """Build the application; each wake-up calls `run(job_id)` in a thread of the pool."""
+    SlotCycle.slots = {
+        queue_name(Priority.INTERACTIVE): settings.interactive_slots,
+        queue_name(Priority.BATCH): settings.batch_slots,
+    }
+    app = Celery("erase-worker", broker=settings.redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_queues=[Queue(name) for name in SlotCycle.slots],
+        task_default_queue=queue_name(Priority.INTERACTIVE),
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=BROKER_TRANSPORT_OPTIONS
+        | {
+            "queue_order_strategy": "worker.slots:SlotCycle",
+            # A queue whose slots were full rejoins with the next fetch: keep the fetches short.
+            "polling_interval": 0.1,
+        },
+    )
+
+    @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
+    def run_job(job_id: str) -> None:
+        run(job_id)
+
+    return app
+
+
+def wake(app: Celery, job_id: str, queue: str) -> None:
+    """Send a wake-up for a job."""
+    app.send_task(TASK_NAME, args=[job_id], queue=queue)

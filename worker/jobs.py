@@ -1,0 +1,319 @@
+"""One job from wake-up to outcome: lease, images, stage 1, engine, events, finish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+import redis
+from redis.exceptions import RedisError
+
+from erase.engine import (
+    CancelledError,
+    ContextLengthError,
+    DeadlineError,
+    Engine,
+    EngineError,
+    EngineStoppedError,
+    Handle,
+    SamplingParams,
+    Sequence,
+)
+from erase.errors import InputError, PolicyError
+from erase.models.loading import LoadedModel
+from erase.models.prompt import prepare_images, prepare_prompt
+from worker import ledger
+from worker.answer import JobTimes, build_answer
+from worker.contract import Answer, EventType, JobState, Outcome, Plan, TokenPayload, problem
+from worker.emitter import EmitStalledError, Emitter, EventWriter
+from worker.failpoints import Failpoints
+from worker.images import BadImageError, ImageLostError, decode_image, fetch_image
+from worker.leases import LeaseKeeper
+from worker.ledger import Job, execute
+from worker.metrics import WorkerMetrics
+from worker.policies import PolicyBook, UnknownPolicyError, method_of
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class GiveBackError(Exception):
+    """The worker is stopping: the job was given back and its wake-up must be queued again."""
+
+
+class FencedError(Exception):
+    """Another attempt or an outcome holds the job now: nothing of ours may be written."""
+
+
+class AbandonedError(Exception):
+    """This process cannot finish the job; when its lease runs out, the sweeper hands it on."""
+
+
+class JobError(Exception):
+    """The job ends with this problem."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.outcome = Outcome(problem=problem(kind, detail))
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One lease being worked on."""
+
+    job: Job
+    tries: int
+    started: float = field(default_factory=time.monotonic)
+    handle: Handle | None = None
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def lose(self) -> None:
+        """The lease is gone: stop the engine's work on it."""
+        self.lost.set()
+        if self.handle is not None:
+            self.handle.cancel()
+
+    @property
+    def before_lease(self) -> float:
+        """Seconds from acceptance to this lease, on Redis' clock."""
+        return max(0, self.job.leased_ms - self.job.accepted_ms) / 1000
+
+    @property
+    def deadline(self) -> float:
+        """The job's deadline on this process' monotonic clock."""
+        return self.started + (self.job.deadline_ms - self.job.leased_ms) / 1000
+
+
+class JobRunner:
+    """Runs jobs, each in the thread that calls `run`, on one shared engine."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        client: redis.Redis,
+        loaded: LoadedModel,
+        engine: Engine,
+        book: PolicyBook,
+        keeper: LeaseKeeper,
+        emitter: Emitter,
+        metrics: WorkerMetrics,
+        failpoints: Failpoints,
+        name: str,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._loaded = loaded
+        self._engine = engine
+        self._book = book
+        self._keeper = keeper
+        self._emitter = emitter
+        self._metrics = metrics
+        self._failpoints = failpoints
+        self._name = name
+        self._draining = threading.Event()
+        self._attempts: set[_Attempt] = set()
+        self._lock = threading.Lock()
+
+    def drain(self) -> None:
+        """Stop: running jobs are given back, their tasks raise `GiveBackError`."""
+        self._draining.set()
+        with self._lock:
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            if attempt.handle is not None:
+                attempt.handle.cancel()
+
+    def run(self, job_id: str) -> None:
+        """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
+        self._failpoints.reach("before_lease")
+        settings = self._settings
+        lease = execute(
+            self._client, ledger.lease(job_id, self._name, int(settings.lease_s * 1000), settings.max_attempts)
+        )
+        if lease.job is None:
+            self._metrics.wakeups_dropped.labels(lease.status).inc()
+            return
+        self._failpoints.reach("after_lease")
+        if lease.tries > 1:
+            self._metrics.redeliveries.inc()
+        attempt = _Attempt(lease.job, lease.tries)
+        with self._lock:
+            self._attempts.add(attempt)
+        try:
+            with self._keeper.hold(job_id, lease.job.attempt, attempt.lose):
+                result = self._work(attempt)
+        finally:
+            with self._lock:
+                self._attempts.discard(attempt)
+        self._metrics.jobs.labels(result, lease.job.priority.value).inc()
+        log.info("job %s attempt %d: %s", job_id, lease.job.attempt, result)
+        if result == "released":
+            raise GiveBackError
+
+    def _work(self, attempt: _Attempt) -> str:
+        """Do the work; returns what became of it."""
+        job = attempt.job
+        try:
+            outcome = self._outcome(attempt)
+        except FencedError:
+            return "fenced"
+        except GiveBackError:
+            execute(self._client, ledger.release(job.id, job.attempt))
+            return "released"
+        except DeadlineError:
+            return self._expire(job)
+        except (RedisError, EmitStalledError) as error:
+            log.warning("job %s: Redis failed (%s); the sweeper will hand the job on", job.id, error)
+            return "abandoned"
+        except AbandonedError:
+            return "abandoned"
+        self._failpoints.reach("before_finish")
+        if not execute(self._client, ledger.finish(job.id, job.attempt, outcome)).ok:
+            return "fenced"
+        self._failpoints.reach("after_finish")
+        if outcome.answer is not None:
+            self._observe(outcome.answer)
+        return "succeeded" if outcome.answer is not None else "failed"
+
+    def _expire(self, job: Job) -> str:
+        # Redis' clock decides; ours may be a few milliseconds ahead.
+        while (state := execute(self._client, ledger.expire(job.id))) == JobState.RUNNING:
+            time.sleep(0.01)
+        return "expired" if state == JobState.EXPIRED else "fenced"
+
+    def _outcome(self, attempt: _Attempt) -> Outcome:
+        try:
+            return self._answer(attempt)
+        except JobError as error:
+            return error.outcome
+        except CancelledError:
+            if self._draining.is_set() and not attempt.lost.is_set():
+                raise GiveBackError from None
+            raise FencedError from None
+        except EngineStoppedError:
+            if self._draining.is_set():
+                raise GiveBackError from None
+            raise AbandonedError from None
+        except (FencedError, AbandonedError, GiveBackError, DeadlineError, RedisError, EmitStalledError):
+            raise
+        except EngineError as error:
+            return Outcome(problem=problem("internal", str(error)))
+        except Exception:
+            log.exception("job %s failed", attempt.job.id)
+            return Outcome(problem=problem("internal", "The worker failed on this request; it is logged there."))
+
+    def _answer(self, attempt: _Attempt) -> Outcome:
+        job = attempt.job
+        plan = self._frozen_plan(job)
+        sequence = self._prepare(attempt, plan)
+        prepared = time.monotonic()
+        self._failpoints.reach("after_preprocess")
+        if attempt.lost.is_set():
+            raise FencedError
+        if self._draining.is_set():
+            raise GiveBackError
+        try:
+            handle = self._engine.submit(sequence)
+        except ContextLengthError as error:
+            raise JobError("context-length", str(error)) from None
+        attempt.handle = handle
+        if attempt.lost.is_set() or self._draining.is_set():
+            handle.cancel()
+        writer = EventWriter(job.id, job.attempt, job.last_event, on_fenced=attempt.lose)
+        for event in handle.events():
+            self._emitter.emit(writer, TokenPayload(text=event.text, ids=event.ids))
+            if "after_emit" in self._failpoints.armed:
+                self._emitter.flush(writer, self._settings.stall_s)
+                self._failpoints.reach("after_emit")
+        result = handle.result()
+        self._emitter.flush(writer, self._settings.stall_s)
+        if writer.fenced:
+            raise FencedError
+        times = JobTimes(
+            before_lease=attempt.before_lease,
+            preprocess=prepared - attempt.started,
+            total=attempt.before_lease + time.monotonic() - attempt.started,
+        )
+        answer = build_answer(
+            job.id,
+            plan,
+            sequence,
+            result,
+            times,
+            self._loaded.adapter.depth,
+            with_map="pruning_map" in job.request.include,
+        )
+        return Outcome(answer=answer)
+
+    def _frozen_plan(self, job: Job) -> Plan:
+        """The plan that the first attempt froze, or a new one, frozen now."""
+        if job.plan is not None and job.plan.model_revision == self._loaded.revision:
+            return job.plan
+        if job.plan is not None and job.last_event > 0:
+            raise JobError("model-changed", "The answer had begun on another model revision and cannot be continued.")
+        try:
+            plan = self._book.plan(job.request, self._loaded)
+        except (UnknownPolicyError, PolicyError) as error:
+            raise JobError("unknown-policy", str(error)) from None
+        frozen = execute(self._client, ledger.freeze(job.id, job.attempt, plan, replace=job.plan is not None))
+        if frozen is None:
+            raise FencedError
+        return frozen
+
+    def _prepare(self, attempt: _Attempt, plan: Plan) -> Sequence:
+        """Everything that needs no GPU: fetch, decode, resize, stage 1, tokens and positions."""
+        job = attempt.job
+        request = job.request
+        try:
+            pictures = [decode_image(fetch_image(self._client, image), image) for image in request.images]
+            images = prepare_images(self._loaded, pictures)
+            prompt = prepare_prompt(self._loaded, request.prompt, images)
+        except ImageLostError as error:
+            raise JobError("image-lost", str(error)) from None
+        except (BadImageError, InputError) as error:
+            raise JobError("invalid-image", str(error)) from None
+        method = method_of(plan)
+        options = request.generation
+        return Sequence(
+            id=job.id,
+            prompt=prompt,
+            method=method,
+            preselection=method.preselect([image.cells for image in images]),
+            sampling=SamplingParams(
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=plan.seed,
+                stop=options.stop,
+            ),
+            deadline=attempt.deadline,
+            attempt=attempt.tries,
+            forced_prefix=self._emitted(job),
+        )
+
+    def _emitted(self, job: Job) -> tuple[int, ...]:
+        """Tokens that earlier attempts emitted."""
+        if job.last_event == 0:
+            return ()
+        events = ledger.read_events(self._client, job.id)
+        payloads = [TokenPayload.model_validate_json(e.data) for e in events if e.type == EventType.TOKEN]
+        return tuple(token for payload in payloads for token in payload.ids)
+
+    def _observe(self, answer: Answer) -> None:
+        metrics, usage, times = self._metrics, answer.usage, answer.timings_ms
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        if usage.vision_tokens.input:
+            for stage, count in usage.vision_tokens:
+                metrics.vision_tokens.labels(stage).inc(count)
+            metrics.retention.labels("final").observe(answer.pruning.final)
+            metrics.retention.labels("layer_average").observe(answer.pruning.layer_average)
+        for image in answer.images:
+            metrics.complexity.observe(image.complexity)
+        for phase in ("queue", "preprocess", "encode", "prefill", "decode"):
+            metrics.phase.labels(phase).observe(getattr(times, phase) / 1000)
+        metrics.first_token.observe(times.first_token / 1000)
+        metrics.latency.observe(times.total / 1000)

@@ -1,0 +1,90 @@
+"""Which pruning a request gets: names that requests may use, the deployment's default, and the frozen plan."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from erase import PolicyError, load_policy, preset, preset_names
+from erase.methods import method_for
+from erase.methods.base import Method
+from erase.models.loading import LoadedModel
+from erase.policy import Policy, policy_from_dict, policy_to_dict
+from worker.contract import JobRequest, Plan
+from worker.settings import Settings
+
+NONE = "none"
+DEFAULT_PRESETS = {"qwen2_5_vl": "qwen2.5-vl-7b"}
+
+
+class UnknownPolicyError(Exception):
+    """A request names a policy that this worker does not have; the message names those it has."""
+
+
+@dataclass(frozen=True)
+class PolicyBook:
+    """The policies of a deployment by name. `default` is the name of one of them, or `none`."""
+
+    policies: dict[str, Policy]
+    default: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that a request may use."""
+        return tuple(sorted(self.policies))
+
+    def plan(self, request: JobRequest, loaded: LoadedModel) -> Plan:
+        """Decide what a job gets; drawn seeds are frozen with it.
+
+        Raises:
+            UnknownPolicyError: a name that is not in the book.
+        """
+        options = request.pruning
+        name = NONE if options.method == "none" else options.policy or self.default
+        policy = None
+        if name != NONE:
+            if name not in self.policies:
+                raise UnknownPolicyError(f"there is no pruning policy {name!r}; known: {', '.join(self.names)}")
+            policy = self.policies[name]
+            if options.retention is not None:
+                policy = policy.with_retention(options.retention)
+        seed = request.generation.seed
+        return Plan(
+            model=loaded.name,
+            model_revision=loaded.revision,
+            policy=name,
+            policy_settings=None if policy is None else policy_to_dict(policy),
+            retention=None if policy is None else policy.final_retention,
+            seed=secrets.randbits(62) if seed is None else seed,
+        )
+
+
+def method_of(plan: Plan) -> Method:
+    """The pruning method that a frozen plan stands for."""
+    return method_for(None if plan.policy_settings is None else policy_from_dict(plan.policy_settings))
+
+
+def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
+    """Presets, the model's own policy and the deployment's, with `ERASE_RETENTION` applied to the default.
+
+    Raises:
+        PolicyError: `ERASE_POLICY` names nothing known and no readable policy file.
+    """
+    policies = {name: preset(name) for name in preset_names()}
+    own = loaded.policy_file
+    if own is not None:
+        policies[loaded.name] = load_policy(own)
+    default = settings.policy
+    if default == "auto":
+        default = loaded.name if own is not None else DEFAULT_PRESETS[loaded.adapter.model_type]
+    elif default != NONE and default not in policies:
+        file = Path(default)
+        if not file.is_file():
+            known = ", ".join(["auto", NONE, *sorted(policies)])
+            raise PolicyError(f"ERASE_POLICY={default}: expected {known} or the path of a policy file")
+        policies[file.stem] = load_policy(file)
+        default = file.stem
+    if settings.retention is not None and default != NONE:
+        policies[default] = policies[default].with_retention(settings.retention)
+    return PolicyBook(policies, default)

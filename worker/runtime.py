@@ -1,0 +1,213 @@
+"""The worker process: loads the model once, then owns engine, leases, events, sweeper and heartbeat."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from importlib.metadata import version
+
+import redis
+import torch
+from celery import Celery
+from celery.exceptions import Reject
+from PIL import Image
+from prometheus_client import CollectorRegistry, start_http_server
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
+from erase.models.loading import load_model
+from erase.models.prompt import prepare_images, prepare_prompt
+from worker.app import make_app, wake
+from worker.contract import CONTRACT_VERSION, WORKERS_KEY, JobRequest, WorkerInfo
+from worker.emitter import Emitter
+from worker.failpoints import Failpoints
+from worker.jobs import GiveBackError, JobRunner
+from worker.leases import LeaseKeeper
+from worker.metrics import WorkerMetrics
+from worker.policies import method_of, policy_book
+from worker.settings import Settings
+from worker.sweeper import Sweeper, redis_now_ms
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 2.0
+
+
+class _Observer:
+    """Passes the engine's steps on to metrics and failpoints."""
+
+    def __init__(self, metrics: WorkerMetrics, failpoints: Failpoints, device: torch.device) -> None:
+        self._metrics = metrics
+        self._failpoints = failpoints
+        self._cuda = device if device.type == "cuda" else None
+        self.warm = False
+
+    def stepped(self, phase: str, batch: int) -> None:
+        if self.warm:
+            self._metrics.batch_size.labels(phase).observe(batch)
+            self._failpoints.reach(f"in_{phase}")
+
+    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None:
+        self._metrics.running.set(running)
+        self._metrics.waiting.set(waiting)
+        self._metrics.cache_tokens.set(cache_tokens)
+        if self._cuda is not None:
+            self._metrics.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._cuda))
+            self._metrics.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._cuda))
+
+
+class WorkerRuntime:
+    """Everything of a worker but Celery's consumer. `start` blocks until the model is loaded and warmed up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.app: Celery = make_app(settings, self._run)
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        self._client = redis.Redis.from_url(
+            settings.redis_url,
+            socket_timeout=10,
+            socket_connect_timeout=3,
+            health_check_interval=25,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
+        )
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Load, warm up, and announce the worker.
+
+        Raises:
+            erase.EraseError: the model or a policy cannot be used.
+            ValueError: an unknown failpoint.
+            OSError: the metrics port is taken.
+        """
+        settings = self.settings
+        failpoints = Failpoints(settings.failpoints)
+        if settings.cpu_threads:
+            torch.set_num_threads(settings.cpu_threads)
+        server, _ = start_http_server(
+            settings.worker_metrics_port, settings.worker_metrics_host, registry=self.metrics.registry
+        )
+        log.info("metrics on http://%s:%d/metrics", settings.worker_metrics_host, server.server_port)
+        begun = time.monotonic()
+        log.info("loading model %s", settings.model)
+        self.loaded = load_model(
+            settings.model, revision=settings.model_revision, device=settings.device, dtype=settings.dtype
+        )
+        self.book = policy_book(settings, self.loaded)
+        observer = _Observer(self.metrics, failpoints, self.loaded.device)
+        limits = EngineLimits(settings.max_running, settings.max_prefill_tokens, settings.max_context)
+        self.engine = Engine(self.loaded, limits, observer)
+        self.engine.start()
+        self._warm_up()
+        observer.warm = True
+        self.metrics.load_seconds.set(time.monotonic() - begun)
+        log.info("model ready after %.1f s on %s", time.monotonic() - begun, self.loaded.device)
+        self._set_info()
+
+        self._keeper = LeaseKeeper(self._client, settings.lease_s, lambda: self.engine.stalled_for > settings.stall_s)
+        self._emitter = Emitter(self._client)
+        self._sweeper = Sweeper(
+            self._client,
+            lambda job_id, queue: wake(self.app, job_id, queue),
+            name=self.name,
+            every_s=settings.sweep_every_s,
+            wake_after_s=settings.wake_after_s,
+            max_attempts=settings.max_attempts,
+        )
+        self.runner = JobRunner(
+            settings=settings,
+            client=self._client,
+            loaded=self.loaded,
+            engine=self.engine,
+            book=self.book,
+            keeper=self._keeper,
+            emitter=self._emitter,
+            metrics=self.metrics,
+            failpoints=failpoints,
+            name=self.name,
+        )
+        self._started_ms = int(time.time() * 1000)
+        for part in (self._keeper, self._emitter, self._sweeper, self._heart):
+            part.start()
+
+    def stop(self) -> None:
+        """Take leave: no heartbeat, no leases, no engine. Jobs must have ended or been given back."""
+        self._stop.set()
+        self._heart.join(timeout=5)
+        self._sweeper.stop()
+        self._keeper.stop()
+        self._emitter.stop()
+        self.engine.stop()
+        try:
+            self._client.hdel(WORKERS_KEY, self.name)
+        except RedisError as error:
+            log.warning("cannot sign off: %s", error)
+        self._client.close()
+
+    def _run(self, job_id: str) -> None:
+        try:
+            self.runner.run(job_id)
+        except GiveBackError:
+            raise Reject("the worker is stopping", requeue=True) from None
+
+    def _warm_up(self) -> None:
+        """Answer one small question, so that the first client does not pay for lazy initialisation."""
+        request = JobRequest(prompt="?", images=())
+        method = method_of(self.book.plan(request, self.loaded))
+        side = 4 * self.loaded.adapter.cell
+        images = prepare_images(self.loaded, [Image.linear_gradient("L").resize((side, side))])
+        prompt = prepare_prompt(self.loaded, "?", images)
+        preselection = method.preselect([image.cells for image in images])
+        self.engine.submit(Sequence("warm-up", prompt, method, preselection, SamplingParams(max_tokens=4))).result()
+
+    def _set_info(self) -> None:
+        loaded = self.loaded
+        self.metrics.model_info.labels(
+            loaded.name,
+            loaded.revision,
+            str(loaded.device),
+            str(loaded.dtype).removeprefix("torch."),
+            self.book.default,
+        ).set(1)
+        self.metrics.build_info.labels(version("erase-serve"), str(CONTRACT_VERSION), "worker").set(1)
+
+    def _info(self) -> WorkerInfo:
+        loaded, settings = self.loaded, self.settings
+        return WorkerInfo(
+            worker=self.name,
+            contract=CONTRACT_VERSION,
+            model=loaded.name,
+            model_revision=loaded.revision,
+            device=str(loaded.device),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            context_length=self.engine.context_length,
+            cell=loaded.adapter.cell,
+            max_image_pixels=settings.max_image_pixels,
+            policies=self.book.names,
+            default_policy=self.book.default,
+            slots=settings.interactive_slots + settings.batch_slots,
+            running=self._keeper.held,
+            started_ms=self._started_ms,
+            heartbeat_ms=redis_now_ms(self._client),
+        )
+
+    def _beat(self) -> None:
+        while True:
+            if not self.engine.alive and not self._stop.is_set():
+                log.critical("the engine has died: this worker stops so that its supervisor starts a new one")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            try:
+                self._client.hset(WORKERS_KEY, self.name, self._info().model_dump_json())
+            except RedisError as error:
+                log.warning("cannot send the heartbeat: %s", error)
+            if self._stop.wait(HEARTBEAT_S):
+                return
