@@ -81,6 +81,7 @@ class _Session:
         self.trace = Trace()
         self._encoded: tuple[Any, Preselection] | None = None
         self._vision: Tensor | None = None
+        self._stock_mode = False
 
     def generate(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         checks.require_stills(call)
@@ -95,7 +96,7 @@ class _Session:
             checks.require_plain_image_prompt(call, vision)
             checks.require_pixels(call)
         elif refusal is not None:
-            return original(**call)
+            return self._text_in_stock_mode(original, call, input_ids)
         if refusal is not None:
             raise UnsupportedError(refusal)
         if cache is None:
@@ -113,6 +114,8 @@ class _Session:
         return original(**call)
 
     def inner_forward(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+        if self._stock_mode:
+            return original(**call)
         checks.require_stills(call)
         checks.require_token_ids(call)
         cache, input_ids = call.get("past_key_values"), call.get("input_ids")
@@ -199,18 +202,24 @@ class _Session:
         if call.get("past_key_values") is None and self._uses_cache(call):
             call = call | {"past_key_values": self._new_cache()}
         output = original(**call)
-        rows, length = call["input_ids"].shape
-        mask: Any = call.get("attention_mask")
-        padded = isinstance(mask, Tensor) and mask.ndim == 2
-        lengths = mask.sum(dim=1).tolist() if padded else [length] * rows
-        nothing = Preselection(())
-        self._record(
-            *(
-                host.prompt_trace(nothing, (), (), (int(valid),) * self.adapter.depth, self.adapter.depth)
-                for valid in lengths
-            )
-        )
+        self._record_text(call["input_ids"], call.get("attention_mask"))
         return output
+
+    def _text_in_stock_mode(self, original: Callable[..., Any], call: dict[str, Any], input_ids: Tensor | None) -> Any:
+        if input_ids is not None:
+            self._record_text(input_ids, call.get("attention_mask"))
+        self._stock_mode = True
+        try:
+            return original(**call)
+        finally:
+            self._stock_mode = False
+
+    def _record_text(self, input_ids: Tensor, attention_mask: Any) -> None:
+        rows, length = input_ids.shape
+        padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+        lengths = attention_mask.sum(dim=1).tolist() if padded else [length] * rows
+        nothing, depth = Preselection(()), self.adapter.depth
+        self._record(*(host.prompt_trace(nothing, (), (), (int(valid),) * depth, depth) for valid in lengths))
 
     def _record(self, *prompts: PromptTrace) -> None:
         self.trace.calls.append(CallTrace(prompts))
