@@ -7,7 +7,8 @@ by whichever process starts first.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+import sys
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -103,10 +104,38 @@ def load_settings() -> Settings:
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}: see docs/settings.md for the names")
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         lines = []
         for item in error.errors():
             name = PREFIX + str(item["loc"][0]).upper() + ": " if item["loc"] else ""
             lines.append(name + item["msg"].removeprefix("Value error, "))
         raise SettingsError("; ".join(lines)) from None
+
+
+def settings_page() -> str:
+    """The text of docs/settings.md: one row for each setting."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        choices = f"; one of {', '.join(get_args(field.annotation))}" if get_origin(field.annotation) is Literal else ""
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description}{choices} |")
+    return "\n".join(
+        (
+            "# Settings",
+            "",
+            "Environment variables, the same for service and worker. Unknown, invalid or contradictory ones stop the",
+            "start. Sizes are bytes or pixels, durations seconds; an empty value counts as not set.",
+            "",
+            "Written by `python -m worker.settings > docs/settings.md` (a test holds that it is current).",
+            "",
+            "| variable | default | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_page())

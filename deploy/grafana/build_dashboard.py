@@ -17,9 +17,15 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 HEIGHT = 8
 
-
 VARIABLES = (
-    {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0},
+    {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,
+        "hide": 0,
+    },
     {
         "name": "goodput_limit",
         "label": "Goodput limit (s)",
