@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from erase.entropy import cell_entropy, grey
+from erase.entropy import CELLS_AT_A_TIME, cell_entropy, grey
 
 
 def entropy_by_hand(cell: np.ndarray) -> float:
@@ -57,3 +57,10 @@ def test_grey_is_rounded_after_every_operation():
     floors = grey(neutral).floor().flatten()
     assert int((floors != torch.arange(256)).sum()) == 13
     assert grey(neutral).dtype == torch.float32
+
+
+def test_many_cells_have_the_entropies_they_have_alone():
+    cells = torch.randint(0, 256, (CELLS_AT_A_TIME + 3, 3, 4, 4), dtype=torch.uint8)
+    together = cell_entropy(cells)
+    assert torch.equal(together, torch.cat([cell_entropy(cell.unsqueeze(0)) for cell in cells]))
+    assert cell_entropy(cells[:0]).shape == (0,)
