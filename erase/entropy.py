@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
+FIXED_POINT = 2.0**40  # steps per nat
 CELLS_AT_A_TIME = 256  # keeps the intermediate images in the processor's cache, twice as fast as all cells at once
 
 
@@ -38,11 +39,12 @@ def cell_entropy(cells: Tensor) -> Tensor:
 
 def _histogram_entropy(cells: Tensor) -> Tensor:
     cells_count = cells.shape[0]
-    levels = grey(cells).floor_().to(torch.int64).reshape(cells_count, -1)
+    levels = grey(cells).floor_().to(torch.int64).flatten(1)
     pixels = levels.shape[1]
     rows = torch.arange(cells_count, device=cells.device).unsqueeze(1) * LEVELS
     counts = torch.bincount((levels + rows).reshape(-1), minlength=cells_count * LEVELS).view(cells_count, LEVELS)
-    # One table lookup per bin: equal histograms give equal sums in float64 whatever order their levels come in.
+    # Fixed-point terms add up exactly in any order, so equal histograms tie on every device and in every batch.
     share = torch.arange(pixels + 1, dtype=torch.float64, device=cells.device) / pixels
-    terms: Tensor = torch.special.entr(share)
-    return terms[counts].sum(dim=1).to(torch.float32)
+    terms = (torch.special.entr(share) * FIXED_POINT).round().to(torch.int64)
+    nats: Tensor = terms[counts].sum(dim=1).to(torch.float64) / FIXED_POINT
+    return nats.to(torch.float32)
