@@ -51,7 +51,9 @@ def find_server() -> Path:
 
 def _version(binary: Path) -> tuple[int, int]:
     try:
-        reply = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        reply = subprocess.run(  # noqa: S603
+            [binary, "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return (0, 0)
     match = re.search(r"\bv=(\d+)\.(\d+)", reply.stdout)
@@ -162,7 +164,7 @@ class EmbeddedRedis:
         }
         command = [str(binary), *(word for name, value in arguments.items() for word in (f"--{name}", value))]
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603
                 [*command, *self._extra_arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -170,20 +172,20 @@ class EmbeddedRedis:
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),
             )
-        if self._answers(timeout_s):
+        self._process = process
+        if self._answers(process, timeout_s):
             return None
         self.kill()
         return log.read_text(errors="replace")[-4000:]
 
-    def _answers(self, timeout_s: float) -> bool:
-        assert self._process is not None
+    def _answers(self, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
         client = redis.Redis(port=self.port, socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
         deadline = time.monotonic() + timeout_s
         try:
-            while time.monotonic() < deadline and self._process.poll() is None:
+            while time.monotonic() < deadline and process.poll() is None:
                 try:
                     # Another server may answer on this port: believe only our own process.
-                    if client.info("server")["process_id"] == self._process.pid:
+                    if client.info("server")["process_id"] == process.pid:
                         return True
                 except redis.RedisError:
                     pass

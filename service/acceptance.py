@@ -1,0 +1,126 @@
+"""Making a question a job that cannot get lost: images under their claim check, `accept`, proof that it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.durability import Confirmation
+from service.problems import IdempotencyMismatchError, QueueFullError, UnavailableError
+from service.runtime import Runtime
+from worker.contract import image_key
+from worker.ledger import Accepted, NewJob, accept, cancel, execute_async, script_source
+
+logger = logging.getLogger("erase.service")
+
+UPLOAD_TTL_S = 600
+"""How long an image waits for its job; `accept` extends it."""
+CONFIRM_MS = 2_000
+_ATTEMPTS = 2
+_ABANDON_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
+
+
+def new_job_id() -> str:
+    """`job_` and 32 hex digits that sort by time: 48 bits of milliseconds, 80 random bits."""
+    return f"job_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) -> Accepted:
+    """Accept a job durably; the reply's status is accepted or attached.
+
+    Raises `IdempotencyMismatchError`, `QueueFullError` or `UnavailableError`; then the job does not run.
+    """
+    confirmation = await runtime.durability.ensure()
+    for _ in range(_ATTEMPTS):
+        try:
+            await _store_images(runtime, files)
+        except RedisError as error:
+            logger.error("images cannot be stored: %s", type(error).__name__)
+            raise UnavailableError("The images cannot be stored at the moment.") from None
+        accepted, confirmed = await _accept_surely(runtime, job, confirmation)
+        # An image can expire between storing and accepting: store it once more.
+        if accepted.status != "missing":
+            break
+    match accepted.status:
+        case "mismatch":
+            raise IdempotencyMismatchError("The Idempotency-Key was already used with another body.")
+        case "full":
+            raise QueueFullError("As many jobs are open as this deployment allows.")
+        case "missing":
+            raise UnavailableError("An image vanished before the job was accepted.")
+    if not confirmed and accepted.status == "accepted":
+        logger.error("an accepted job was not confirmed on disk and is taken back")
+        await _abandon(runtime, job)
+        raise UnavailableError("The job could not be stored safely.")
+    runtime.metrics.image_bytes.inc(sum(len(data) for data in files.values()))
+    return accepted
+
+
+async def _store_images(runtime: Runtime, files: Mapping[str, bytes]) -> None:
+    for sha256, data in files.items():
+        pipeline = runtime.redis.pipeline(transaction=False)
+        pipeline.set(image_key(sha256), data, ex=UPLOAD_TTL_S, nx=True)
+        pipeline.expire(image_key(sha256), UPLOAD_TTL_S, gt=True)
+        await pipeline.execute()
+
+
+async def _accept_surely(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> tuple[Accepted, bool]:
+    """Accept, again if the connection broke: the script recognises its own job."""
+    for last in (False, True):
+        try:
+            return await _accept_once(runtime, job, confirmation)
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            if last:
+                # Nobody knows whether it was accepted, and the client is told that it was not.
+                runtime.spawn(_abandon(runtime, job))
+                raise UnavailableError("The job could not be stored.") from None
+        except RedisError as error:
+            logger.error("accept failed: %s", type(error).__name__)
+            raise UnavailableError("The job could not be stored.") from None
+    raise AssertionError("unreachable")
+
+
+async def _accept_once(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> tuple[Accepted, bool]:
+    transition = accept(job)
+    for source in (None, script_source(transition.script)):
+        # WAITAOF speaks of the connection's own writes, so both travel in one pipeline.
+        pipeline = runtime.redis.pipeline(transaction=False)
+        if source is None:
+            pipeline.evalsha(transition.sha1, 0, *transition.arguments)
+        else:
+            pipeline.eval(source, 0, *transition.arguments)
+        if confirmation is Confirmation.WAITAOF:
+            pipeline.execute_command("WAITAOF", 1, 0, CONFIRM_MS)
+        reply, *synced = await pipeline.execute(raise_on_error=False)
+        if isinstance(reply, NoScriptError) and source is None:
+            continue
+        if isinstance(reply, Exception):
+            raise reply
+        return transition.parse(reply), _is_confirmed(synced, confirmation)
+    raise AssertionError("unreachable")
+
+
+def _is_confirmed(synced: list[Any], confirmation: Confirmation) -> bool:
+    if confirmation is not Confirmation.WAITAOF:
+        return True
+    return isinstance(synced[0], list) and int(synced[0][0]) >= 1
+
+
+async def _abandon(runtime: Runtime, job: NewJob) -> None:
+    """Take back a job whose client was refused; its key must not stand for it, so that a retry starts afresh."""
+    for pause in _ABANDON_PAUSES_S:
+        try:
+            state = await execute_async(runtime.redis, cancel(job.id))
+            if state is not None and job.idempotency_key:
+                await runtime.redis.delete(job.idempotency_key)
+            return
+        except (RedisError, OSError):
+            await asyncio.sleep(pause)

@@ -1,0 +1,44 @@
+"""The FastAPI application: routes, middleware, and the process' connections for as long as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from service import __version__, ask, jobs, problems, status
+from service.auth import ApiKeys
+from service.limits import BodyLimit
+from service.metrics import RequestMetrics, ServiceMetrics
+from service.openapi import ServiceAPI
+from service.runtime import open_runtime
+from worker.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application of one service process."""
+    metrics = ServiceMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_runtime(settings, metrics) as runtime:
+            app.state.runtime = runtime
+            yield
+
+    app = ServiceAPI(title="ERASE Serve", version=__version__, lifespan=lifespan)
+    app.state.keys = ApiKeys(settings.api_keys)
+    problems.install(app)
+    # The last one added is the outermost: refusals of the body limit are counted, too.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    app.include_router(ask.router)
+    app.include_router(jobs.router)
+    app.include_router(status.router)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app

@@ -1,0 +1,31 @@
+"""Who asks: an API key stands for an owner; without configured keys everybody is `anonymous`."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from service.problems import UnauthorizedError
+from worker.settings import parse_api_keys
+
+ANONYMOUS = "anonymous"
+
+
+class ApiKeys:
+    """The configured keys, known by their SHA-256 only."""
+
+    def __init__(self, configured: str) -> None:
+        self._digests = parse_api_keys(configured)
+
+    def owner(self, key: str | None) -> str:
+        """Name of the key's owner. Raises `UnauthorizedError`. Takes the same time whichever key it is."""
+        if not self._digests:
+            return ANONYMOUS
+        digest = hashlib.sha256((key or "").encode()).hexdigest()
+        found = None
+        for name, known in self._digests.items():
+            if hmac.compare_digest(digest, known):
+                found = name
+        if found is None or not key:
+            raise UnauthorizedError("Send a valid API key: Authorization: Bearer KEY.")
+        return found

@@ -1,0 +1,104 @@
+"""May this Redis be trusted with accepted jobs? Checked before accepting, and again whenever the answer grows old."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from enum import Enum
+from typing import Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from service.problems import UnavailableError
+
+logger = logging.getLogger("erase.service")
+
+FIRST_WITH_WAITAOF = (7, 2)
+CHECK_TIMEOUT_S = 3.0
+GOOD_FOR_S = 5.0
+
+
+class Confirmation(Enum):
+    """How an accepted job is known to be on disk."""
+
+    WAITAOF = "waitaof"
+    """ask after each accept (Redis 7.2 and newer, any appendfsync)"""
+    ALWAYS = "always"
+    """appendfsync always: the reply comes after the write"""
+    NONE = "none"
+    """durability is switched off"""
+
+
+class NotDurableError(UnavailableError):
+    """This Redis may lose accepted jobs; the message names its setting."""
+
+
+def judge(version: str, config: dict[str, str]) -> Confirmation:
+    """Decide from Redis' version and configuration. Raises `NotDurableError`."""
+    policy = config.get("maxmemory-policy", "unknown")
+    if policy != "noeviction":
+        raise NotDurableError(f"Redis may evict accepted jobs: maxmemory-policy is {policy}, set noeviction.")
+    if config.get("appendonly") != "yes":
+        raise NotDurableError("Redis may lose accepted jobs: set appendonly yes.")
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and (int(match[1]), int(match[2])) >= FIRST_WITH_WAITAOF:
+        return Confirmation.WAITAOF
+    if config.get("appendfsync") != "always":
+        raise NotDurableError(f"Redis {version} may lose a second of jobs: set appendfsync always, or use 7.2.")
+    return Confirmation.ALWAYS
+
+
+class Durability:
+    """The current answer for one Redis."""
+
+    def __init__(self, client: Redis, switch: Literal["require", "off"]) -> None:
+        self._client = client
+        self._switch = switch
+        self._lock = asyncio.Lock()
+        self._known: Confirmation | None = None
+        self._checked_at = 0.0
+
+    async def ensure(self) -> Confirmation:
+        """How to confirm an accept. Raises `UnavailableError` if Redis is unreachable or may lose jobs."""
+        if self._known and time.monotonic() - self._checked_at < GOOD_FOR_S:
+            return self._known
+        async with self._lock:
+            if self._known and time.monotonic() - self._checked_at < GOOD_FOR_S:
+                return self._known
+            self._known = None
+            self._known = await self.check()
+            self._checked_at = time.monotonic()
+            return self._known
+
+    async def check(self) -> Confirmation:
+        """Ask Redis now. Raises `UnavailableError`."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await self._ask()
+        except (RedisError, OSError, TimeoutError):
+            self._known = None
+            raise UnavailableError("Redis cannot be reached.") from None
+        except NotDurableError as error:
+            self._known = None
+            logger.error("%s", error.detail)
+            raise
+
+    async def _ask(self) -> Confirmation:
+        if self._switch == "off":
+            await self._client.ping()
+            return Confirmation.NONE
+        server = await self._client.info("server")
+        try:
+            config = await self._client.config_get("appendonly", "appendfsync", "maxmemory-policy")
+        except ResponseError:
+            raise NotDurableError(
+                "Redis does not tell whether it keeps accepted jobs: allow CONFIG GET, or set ERASE_DURABILITY=off."
+            ) from None
+        return judge(_text(server["redis_version"]), {_text(name): _text(value) for name, value in config.items()})
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

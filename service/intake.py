@@ -1,0 +1,198 @@
+"""From bytes of HTTP to a question: parsing and validation of the body of `POST /v1/ask`, without any I/O."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from service.images import ImageLimits, inspect
+from service.problems import InvalidRequestError, MalformedBodyError, UnknownPolicyError, invalid_fields
+from worker.contract import (
+    Frozen,
+    GenerationOptions,
+    ImageReference,
+    JobRequest,
+    Priority,
+    PruningOptions,
+    WorkerInfo,
+)
+from worker.settings import Settings
+
+REPEATABLE = ("stop", "include")
+
+
+class AskOptions(GenerationOptions):
+    """The question and its options: all fields but the images."""
+
+    prompt: Annotated[str, Field(min_length=1, description="the question about the images")]
+    stream: Annotated[bool, Field(description="answer with server-sent events")] = False
+    priority: Annotated[Priority, Field(description="which queue the request waits in")] = Priority.INTERACTIVE
+    timeout_s: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="deadline in seconds, default 60, at most 600")
+    ] = None
+    pruning: Annotated[PruningOptions, Field(description="default: the deployment's policy")] = PruningOptions()
+    include: Annotated[tuple[Literal["pruning_map"], ...], Field(max_length=1)] = ()
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_a_question(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the prompt is empty")
+        if "\0" in value:
+            raise ValueError("the prompt must not contain NUL characters")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the prompt is not valid Unicode") from None
+        return value
+
+
+class ImageInput(Frozen):
+    """One image in a JSON body: exactly one of the two."""
+
+    url: Annotated[str | None, Field(description="a data: URL with base64; http(s) is refused")] = None
+    data: Annotated[str | None, Field(description="the file in base64")] = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.url is None) == (self.data is None):
+            raise ValueError("give exactly one of url and data")
+        return self
+
+
+class AskRequest(AskOptions):
+    """The JSON body of `POST /v1/ask`."""
+
+    images: tuple[ImageInput, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A parsed body: options, and the images as files."""
+
+    options: AskOptions
+    images: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question that may become a job, with the bytes of its images by SHA-256."""
+
+    request: JobRequest
+    priority: Priority
+    timeout_s: float
+    stream: bool
+    files: dict[str, bytes]
+
+    @property
+    def body_hash(self) -> str:
+        """SHA-256 over everything that decides the answer; how it is delivered (stream, async) is left out."""
+        content = [self.request.model_dump(mode="json"), self.priority.value, self.timeout_s]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse_json(body: bytes) -> Ask:
+    """Parse a JSON body. Raises `MalformedBodyError` or `InvalidRequestError`."""
+    try:
+        request = AskRequest.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        if any(item["type"] == "json_invalid" for item in errors):
+            raise MalformedBodyError("The body is not valid JSON.") from None
+        raise invalid_fields(errors) from None
+    images = tuple(_decode(image, f"images.{index}") for index, image in enumerate(request.images))
+    return Ask(request, images)
+
+
+def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> Ask:
+    """Parse the text fields of a multipart body. Raises `MalformedBodyError` or `InvalidRequestError`."""
+    values: dict[str, Any] = {}
+    for name, text in fields:
+        if name in REPEATABLE:
+            values.setdefault(name, []).append(text)
+        elif name == "image":
+            raise InvalidRequestError("image: send it as a file, with a filename")
+        elif name in values:
+            raise InvalidRequestError(f"{name[:100]}: given more than once")
+        else:
+            values[name] = text
+    if "pruning" in values:
+        try:
+            values["pruning"] = PruningOptions.model_validate_json(values["pruning"], strict=True)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            named = [{**item, "loc": ("pruning", *item["loc"])} for item in errors]
+            raise invalid_fields(named) from None
+    try:
+        return Ask(AskOptions.model_validate(values), tuple(images))
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+
+def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prepared:
+    """Check a question against the deployment's limits. Raises a client error of `service.problems`.
+
+    What only a worker can know (policies, pixels) is checked if one is alive; else the worker checks it later.
+    """
+    options = ask.options
+    if len(options.prompt) > settings.max_prompt_chars:
+        raise InvalidRequestError(f"prompt: longer than {settings.max_prompt_chars} characters")
+    if len(ask.images) > settings.max_images:
+        raise InvalidRequestError(f"images: {len(ask.images)} given, at most {settings.max_images} are allowed")
+    timeout_s = settings.timeout_s if options.timeout_s is None else options.timeout_s
+    if timeout_s > settings.max_timeout_s:
+        raise InvalidRequestError(f"timeout_s: at most {settings.max_timeout_s:g} seconds are allowed")
+    _check_policy(options.pruning, workers)
+    limits = image_limits(settings, workers)
+    references: list[ImageReference] = []
+    files = {}
+    for index, data in enumerate(ask.images):
+        reference = inspect(data, limits, f"image {index}")
+        references.append(reference)
+        files[reference.sha256] = data
+    request = JobRequest(
+        prompt=options.prompt,
+        images=tuple(references),
+        generation=GenerationOptions(**{name: getattr(options, name) for name in GenerationOptions.model_fields}),
+        pruning=options.pruning,
+        include=options.include,
+    )
+    return Prepared(request, options.priority, timeout_s, options.stream, files)
+
+
+def image_limits(settings: Settings, workers: Sequence[WorkerInfo]) -> ImageLimits:
+    """The deployment's limits, tightened to what the most capable worker alive can take."""
+    pixels = settings.max_image_pixels
+    if workers:
+        pixels = min(pixels, max(worker.max_image_pixels for worker in workers))
+    return ImageLimits(settings.max_image_bytes, pixels, settings.min_image_side, settings.max_image_aspect)
+
+
+def _check_policy(pruning: PruningOptions, workers: Sequence[WorkerInfo]) -> None:
+    if pruning.policy is None or not workers:
+        return
+    known = sorted({policy for worker in workers for policy in worker.policies})
+    if pruning.policy not in known:
+        raise UnknownPolicyError(f"pruning.policy: the workers know {', '.join(known) or 'none'}.")
+
+
+def _decode(image: ImageInput, name: str) -> bytes:
+    text = image.data
+    if image.url is not None:
+        scheme, _, rest = image.url.partition(":")
+        if scheme.lower() in ("http", "https"):
+            raise InvalidRequestError(f"{name}.url: http and https are not fetched; send the file or a data: URL")
+        head, comma, text = rest.partition(",")
+        if scheme.lower() != "data" or not comma or not head.lower().endswith(";base64"):
+            raise InvalidRequestError(f"{name}.url: expected data:TYPE;base64,DATA")
+    try:
+        return base64.b64decode(text or "", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequestError(f"{name}: not valid base64") from None

@@ -1,0 +1,130 @@
+"""`/v1/jobs/{id}`: state and answer of a job, its events, and its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from service import openapi
+from service.access import Owner
+from service.delivery import LONGEST_WAIT_S, read_last_event
+from service.events import EventStream
+from service.problems import GoneError, NotFoundError
+from service.runtime import Process, Runtime
+from service.waiting import Watch, remaining_s, resume_after, unless_client_leaves
+from worker.contract import Answer, Frozen, JobState, Priority, Problem
+from worker.ledger import Job, cancel, execute_async, read_gone_owner_async, read_job_async, watch
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=openapi.JOB_RESPONSES)
+
+_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+
+
+class JobReport(Frozen):
+    """A job as its owner sees it. Times are RFC 3339 in UTC."""
+
+    id: str
+    state: JobState
+    priority: Priority
+    attempt: int
+    accepted_at: datetime
+    deadline_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    answer: Answer | None = None
+    problem: Problem | None = None
+
+
+class JobStatus(Frozen):
+    """A job's id and state."""
+
+    id: str
+    state: JobState
+
+
+@router.get("/{job_id}", summary="State and answer of a job", response_model=JobReport)
+async def get_job(
+    request: Request,
+    job_id: str,
+    runtime: Process,
+    owner: Owner,
+    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="seconds to wait for the end")] = 0,
+) -> Response:
+    """Always 200 for a known job; `answer` or `problem` is there once it has ended."""
+    job = await find_job(runtime, owner, job_id)
+    if wait and not job.state.final:
+        await _wait_for_end(request, runtime, job, wait)
+        job = await find_job(runtime, owner, job_id)
+    body = report(job).model_dump_json(exclude_none=True)
+    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.get("/{job_id}/events", summary="Events of a job", responses=openapi.EVENTS_RESPONSES)
+async def get_events(request: Request, job_id: str, runtime: Process, owner: Owner) -> Response:
+    """Server-sent events from the first on, or after the one named in `Last-Event-ID`."""
+    after = read_last_event(request.headers)
+    job = await find_job(runtime, owner, job_id)
+    remaining = await remaining_s(runtime, job)
+    if await execute_async(runtime.redis, watch(job_id, runtime.service_id)) is None:
+        raise GoneError("The job's result has expired.")
+    return EventStream(Watch(runtime, job_id, after=resume_after(job, after), remaining_s=remaining), job_id)
+
+
+@router.delete("/{job_id}", summary="Cancel a job", response_model=JobStatus)
+async def cancel_job(job_id: str, runtime: Process, owner: Owner) -> JobStatus:
+    """End the job unless it has ended; returns the state that holds. Safe to repeat."""
+    await find_job(runtime, owner, job_id)
+    state = await execute_async(runtime.redis, cancel(job_id))
+    if state is None:
+        raise GoneError("The job's result has expired.")
+    return JobStatus(id=job_id, state=state)
+
+
+async def find_job(runtime: Runtime, owner: str, job_id: str) -> Job:
+    """The owner's job. Raises `NotFoundError`, also for another owner's, or `GoneError`."""
+    if _JOB_ID.fullmatch(job_id):
+        job = await read_job_async(runtime.redis, job_id)
+        if job is not None and job.owner == owner:
+            return job
+        if job is None and await read_gone_owner_async(runtime.redis, job_id) == owner:
+            raise GoneError("The job's result has expired.")
+    raise NotFoundError("There is no such job.")
+
+
+def report(job: Job) -> JobReport:
+    """A job of the ledger as its owner sees it."""
+    outcome = job.outcome
+    return JobReport(
+        id=job.id,
+        state=job.state,
+        priority=job.priority,
+        attempt=job.attempt,
+        accepted_at=_time(job.accepted_ms),
+        deadline_at=_time(job.deadline_ms),
+        started_at=_time(job.leased_ms) if job.leased_ms else None,
+        finished_at=_time(job.finished_ms) if job.finished_ms else None,
+        answer=outcome.answer if outcome else None,
+        problem=outcome.problem if outcome else None,
+    )
+
+
+async def _wait_for_end(request: Request, runtime: Runtime, job: Job, wait_s: float) -> None:
+    if await execute_async(runtime.redis, watch(job.id, runtime.service_id)) is None:
+        return
+    with Watch(runtime, job.id, after=job.last_event, remaining_s=await remaining_s(runtime, job)) as waiting:
+        # Somebody who only looks never decides about the job.
+        waiting.settle()
+        try:
+            async with asyncio.timeout(wait_s):
+                await unless_client_leaves(request.receive, waiting.outcome())
+        except (TimeoutError, ClientDisconnect):
+            return
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

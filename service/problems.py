@@ -1,0 +1,214 @@
+"""Every error a client can see: one exception tree, and the handlers that write it as RFC 9457 problem+json.
+
+    ServiceError
+    |- InvalidRequestError          422    |- UnauthorizedError         401
+    |- MalformedBodyError           400    |- NotFoundError             404
+    |- UnsupportedMediaTypeError    415    |- GoneError                 410
+    |- TooLargeError                413    |- IdempotencyMismatchError  422
+    |- InvalidImageError            422    |- QueueFullError            503
+    |- UnsupportedImageFormatError  415    `- UnavailableError          503
+    `- UnknownPolicyError           422          `- JobLostError        503
+
+Details are our own sentences: never the text of a decoder, a driver or an unexpected exception.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from worker.contract import PROBLEMS, Problem, problem
+
+logger = logging.getLogger("erase.service")
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+CLIENT_LEFT = 499
+_MOST_ERRORS = 20
+
+
+class ServiceError(Exception):
+    """An error for the client. `kind` is a row of `contract.PROBLEMS`; `errors` name fields and what is wrong."""
+
+    kind: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, *, errors: Sequence[Mapping[str, str]] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(dict(error) for error in errors[:_MOST_ERRORS])
+
+    def problem(self) -> Problem:
+        """The problem object of this error."""
+        return problem(self.kind, self.detail, errors=self.errors or None)
+
+
+class InvalidRequestError(ServiceError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    kind = "invalid-request"
+
+
+class MalformedBodyError(ServiceError):
+    """The body is not what its content type says."""
+
+    kind = "malformed-body"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    """The content type is neither multipart/form-data nor application/json."""
+
+    kind = "unsupported-media-type"
+
+
+class TooLargeError(ServiceError):
+    """Body, image or number of pixels over the limit."""
+
+    kind = "too-large"
+
+
+class InvalidImageError(ServiceError):
+    """The file is damaged, empty, animated, too small or too elongated."""
+
+    kind = "invalid-image"
+
+
+class UnsupportedImageFormatError(ServiceError):
+    """The file is not JPEG, PNG or WebP."""
+
+    kind = "unsupported-image-format"
+
+
+class UnknownPolicyError(ServiceError):
+    """No worker knows the pruning policy."""
+
+    kind = "unknown-policy"
+
+
+class UnauthorizedError(ServiceError):
+    """No API key, or none that is known."""
+
+    kind = "unauthorized"
+
+
+class NotFoundError(ServiceError):
+    """No such job, or another owner's."""
+
+    kind = "not-found"
+
+
+class GoneError(ServiceError):
+    """The job existed; its result has expired."""
+
+    kind = "gone"
+
+
+class IdempotencyMismatchError(ServiceError):
+    """The key stands for another body."""
+
+    kind = "idempotency-mismatch"
+
+
+class QueueFullError(ServiceError):
+    """As many jobs are open as the deployment allows."""
+
+    kind = "queue-full"
+
+
+class UnavailableError(ServiceError):
+    """Redis is unreachable, full, or may lose what it accepts."""
+
+    kind = "unavailable"
+
+
+class JobLostError(UnavailableError):
+    """Redis no longer knows a job that it had accepted."""
+
+
+def problem_response(value: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem as an HTTP response; 503 always says when to try again."""
+    extra = dict(headers or {})
+    if value.status == 503:
+        extra.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if value.status == 401:
+        extra.setdefault("WWW-Authenticate", "Bearer")
+    body = value.model_dump_json(exclude_none=True)
+    return Response(body, value.status, extra, MEDIA_TYPE)
+
+
+def field_errors(errors: Sequence[Any], skip: int = 0) -> list[dict[str, str]]:
+    """Validation errors of pydantic as `{field, message}`, without the values that were sent."""
+    return [
+        {
+            "field": ".".join(str(part) for part in error["loc"][skip:])[:100] or "body",
+            "message": str(error["msg"]).removeprefix("Value error, "),
+        }
+        for error in errors
+    ]
+
+
+def invalid_fields(errors: Sequence[Any], skip: int = 0) -> InvalidRequestError:
+    """One error that names every field that is wrong."""
+    named = field_errors(errors, skip)
+    first = f"{named[0]['field']}: {named[0]['message']}"
+    more = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
+    return InvalidRequestError(first + more, errors=named)
+
+
+_HTTP_KINDS = {
+    400: ("malformed-body", "The request cannot be parsed."),
+    404: ("not-found", "There is nothing at this address; /docs lists the routes."),
+    405: ("method-not-allowed", "This address does not answer this method."),
+    413: ("too-large", "The request body is larger than this service allows."),
+    415: ("unsupported-media-type", "Send multipart/form-data or application/json."),
+}
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101
+    request.scope["erase.problem"] = error.kind
+    return problem_response(error.problem())
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    kind, detail = _HTTP_KINDS.get(error.status_code, ("invalid-request", "The request cannot be served."))
+    request.scope["erase.problem"] = kind
+    value = problem(kind, detail)
+    if value.status != error.status_code:
+        value = value.model_copy(update={"status": error.status_code})
+    return problem_response(value, error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    return await _on_service_error(request, invalid_fields(error.errors(), skip=1))
+
+
+async def _on_redis_error(request: Request, error: Exception) -> Response:
+    logger.error("Redis failed during %s: %s", request.method, type(error).__name__)
+    return await _on_service_error(request, UnavailableError("The store of jobs cannot be used at the moment."))
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    return problem_response(problem("internal", PROBLEMS["internal"].title + "; the log has the details."))
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error as problem+json."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(RedisError, _on_redis_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_left)
+    app.add_exception_handler(Exception, _on_unexpected)
