@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from worker.contract import BROKER_TRANSPORT_OPTIONS, TASK_NAME, Priority, queue_name
 from worker.settings import Settings
@@ -28,7 +28,7 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         task_serializer="json",
         task_acks_late=True,
         task_ignore_result=True,
-        task_queues=[Queue(name) for name in SlotCycle.slots],
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in SlotCycle.slots],
         task_default_queue=queue_name(Priority.INTERACTIVE),
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's /metrics")
     worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(9101, description="its port; 0: any free one")
 
+    failpoints: str = Field("", description="for tests only: NAME=kill pairs at which a worker kills itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
     @field_validator("api_keys")

@@ -1,0 +1,44 @@
+# Targets make what they need in .venv; nothing else on the machine is changed.
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: serve
+serve: $(VENV)/.runtime ## start Redis, worker and service here and ask a first question
+	@$(BIN)/erase-serve up
+
+.PHONY: test
+test: $(VENV)/.dev ## run all tests, the real stack included
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(VENV)/.dev ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m mypy
+
+.PHONY: format
+format: $(VENV)/.dev ## format the code and sort imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: docs
+docs: $(VENV)/.dev ## write the generated pages and the dashboard again
+	@$(BIN)/python -m worker.settings > docs/settings.md
+	@$(BIN)/python deploy/grafana/build_dashboard.py
+
+.PHONY: clean
+clean: ## remove the virtual environment and all local state
+	rm -rf $(VENV) .erase
+
+$(VENV)/.runtime: pyproject.toml constraints.txt deploy/install.sh
+	@bash deploy/install.sh $(VENV) .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@bash deploy/install.sh $(VENV) '.[dev]'
+	@touch $@

@@ -1,0 +1,46 @@
+"""The bundled question that shows a fresh stack at work."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+IMAGE = "sample-3.png"
+QUESTION = "what is page ?"
+
+
+def samples_folder() -> Path:
+    """Folder of the demo model's images; found without importing the library, which would load torch."""
+    spec = importlib.util.find_spec("erase")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package erase is not installed")
+    return Path(spec.origin).parent / "demo" / "samples"
+
+
+def ask_sample(client: httpx.Client) -> dict[str, Any]:
+    """Ask the bundled question; the answer object. Raises `httpx.HTTPError` when there is none."""
+    image = samples_folder() / IMAGE
+    reply = client.post(
+        "/v1/ask",
+        files={"image": (image.name, image.read_bytes(), "image/png")},
+        data={"prompt": QUESTION},
+        timeout=120,
+    )
+    reply.raise_for_status()
+    answer: dict[str, Any] = reply.json()
+    return answer
+
+
+def describe(answer: dict[str, Any]) -> str:
+    """The answer with what pruning saved, for the terminal."""
+    tokens, times = answer["usage"]["vision_tokens"], answer["timings_ms"]
+    phases = ", ".join(f"{name} {times[name]:.0f}" for name in ("queue", "preprocess", "encode", "prefill", "decode"))
+    return f"""
+  question         {QUESTION}  ({IMAGE})
+  answer           {answer["answer"]}
+  vision tokens    {tokens["input"]} in, {tokens["after_stage1"]} after stage 1, {tokens["kept"]} kept
+  token reduction  {answer["usage"]["token_reduction"]:.0%} averaged over layers (policy {answer["pruning"]["policy"]})
+  time             {times["total"]:.0f} ms, of these {phases}"""

@@ -1,0 +1,21 @@
+"""`python -m worker`: one worker process, configured by `ERASE_*` variables."""
+
+import sys
+
+from worker.settings import SettingsError, load_settings
+
+
+def main() -> int:
+    """Read the settings and serve; 2 when they are wrong."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        print(f"erase-serve: {error}", file=sys.stderr)
+        return 2
+    from worker.main import run_worker
+
+    return run_worker(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
