@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from fastapi.sse import format_sse_event
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -63,4 +64,5 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):  # type: ignore[type-var]
-            await unless_client_leaves(receive, self.stream_response(send))
+            with suppress(ClientDisconnect):
+                await unless_client_leaves(receive, self.stream_response(send))

@@ -110,7 +110,7 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIter
         await client.aclose(close_connection_pool=True)
 
 
-def get_runtime(request: Request) -> Runtime:
+async def get_runtime(request: Request) -> Runtime:
     """Dependency: the runtime of this process."""
     runtime: Runtime = request.app.state.runtime
     return runtime

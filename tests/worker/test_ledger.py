@@ -234,7 +234,7 @@ class TestFencedWrites:
         "write",
         [
             ledger.renew("job_1", 1, LEASE_MS),
-            ledger.emit("job_1", 1, EventType.TOKEN, "{}"),
+            ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}"),
             ledger.finish("job_1", 1, answer()),
             ledger.release("job_1", 1),
         ],
@@ -260,7 +260,7 @@ class TestFencedWrites:
 
     def test_writes_to_an_unknown_job_say_so(self, redis_client: redis.Redis) -> None:
         assert execute(redis_client, ledger.finish("job_1", 1, answer())) == ledger.Written(False, "gone")
-        assert execute(redis_client, ledger.emit("job_1", 1, EventType.TOKEN, "{}")) == ledger.Written(False, "gone")
+        assert execute(redis_client, ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}")) == ledger.Written(False, "gone")
 
     def test_the_first_plan_holds(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
@@ -292,7 +292,8 @@ class TestFencedWrites:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
         steps = [
-            ledger.emit("job_1", 1, EventType.TOKEN, TokenPayload(text=t, ids=(1,)).model_dump_json()) for t in "abc"
+            ledger.emit("job_1", 1, number, EventType.TOKEN, TokenPayload(text=text, ids=(1,)).model_dump_json())
+            for number, text in enumerate("abc", start=1)
         ]
         assert all(written.ok for written in ledger.execute_many(redis_client, steps))
         execute(redis_client, ledger.finish("job_1", 1, answer()))
@@ -302,11 +303,18 @@ class TestFencedWrites:
         assert Outcome.model_validate_json(events[-1].data) == answer()
         assert redis_client.xlen(replies_key("svc")) == 4
 
+    def test_a_repeated_event_is_written_once(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        take(redis_client)
+        for _ in range(2):
+            assert execute(redis_client, ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}")).ok
+        assert [event.seq for event in ledger.read_events(redis_client, "job_1")] == [1]
+
     def test_a_token_with_a_nul_or_an_emoji_comes_back_as_it_was(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
         payload = TokenPayload(text="\0 \N{SNOWMAN} \U0001f600", ids=(1,))
-        execute(redis_client, ledger.emit("job_1", 1, EventType.TOKEN, payload.model_dump_json()))
+        execute(redis_client, ledger.emit("job_1", 1, 1, EventType.TOKEN, payload.model_dump_json()))
         assert TokenPayload.model_validate_json(ledger.read_events(redis_client, "job_1")[0].data) == payload
 
 
@@ -446,9 +454,9 @@ class TestScriptsThatRedisForgot:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
         redis_client.script_flush()
-        steps = [ledger.emit("job_1", 1, EventType.TOKEN, str(number)) for number in range(3)]
+        steps = [ledger.emit("job_1", 1, number, EventType.TOKEN, str(number)) for number in (1, 2, 3)]
         assert all(written.ok for written in ledger.execute_many(redis_client, steps))
-        assert [event.data for event in ledger.read_events(redis_client, "job_1")] == ["0", "1", "2"]
+        assert [event.data for event in ledger.read_events(redis_client, "job_1")] == ["1", "2", "3"]
 
     def test_execute_async_sends_the_source_again(self, redis_client: redis.Redis, redis_url: str) -> None:
         async def run() -> tuple[str, ledger.Job | None, list[int | None]]:
@@ -476,7 +484,6 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.client = _MACHINE["client"]
         self.ended: tuple[JobState, Any] | None = None
-        self.tokens = 0
 
     @initialize(key=st.booleans(), detached=st.booleans())
     def begin(self, key: bool, detached: bool) -> None:
@@ -501,9 +508,9 @@ class AnyOrder(RuleBasedStateMachine):
     def pass_the_deadline(self) -> None:
         pass_deadline(self.client)
 
-    @rule(attempt=_ATTEMPTS)
-    def emit(self, attempt: int) -> None:
-        written = execute(self.client, ledger.emit("job_1", attempt, EventType.TOKEN, "{}"))
+    @rule(attempt=_ATTEMPTS, number=st.integers(1, 6))
+    def emit(self, attempt: int, number: int) -> None:
+        written = execute(self.client, ledger.emit("job_1", attempt, number, EventType.TOKEN, "{}"))
         assert not (written.ok and self.ended)
 
     @rule(attempt=_ATTEMPTS, outcome=st.sampled_from([answer(), FAILED]))
