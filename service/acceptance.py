@@ -99,7 +99,8 @@ async def _accept_once(runtime: Runtime, job: NewJob, confirmation: Confirmation
             pipeline.eval(source, 0, *transition.arguments)
         if confirmation is Confirmation.WAITAOF:
             pipeline.execute_command("WAITAOF", 1, 0, CONFIRM_MS)
-        reply, *synced = await pipeline.execute(raise_on_error=False)
+        with runtime.nudge.hurrying():
+            reply, *synced = await pipeline.execute(raise_on_error=False)
         if isinstance(reply, NoScriptError) and source is None:
             continue
         if isinstance(reply, Exception):

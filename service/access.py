@@ -12,7 +12,9 @@ from service.auth import ApiKeys
 _bearer = HTTPBearer(auto_error=False, description="API key; needed if the deployment has keys configured")
 
 
-async def get_owner(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> str:
+async def get_owner(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> str:
     """Owner of the request's key. Raises `UnauthorizedError`."""
     keys: ApiKeys = request.app.state.keys
     return keys.owner(credentials.credentials if credentials else None)

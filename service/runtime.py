@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from service.durability import Durability
 from service.metrics import ServiceMetrics
+from service.nudge import Nudge
 from service.problems import UnavailableError
 from service.replies import BLOCK_MS, Replies
 from service.wakeups import Wakeups
@@ -26,7 +27,7 @@ from worker.settings import Settings
 logger = logging.getLogger("erase.service")
 
 MOST_CONNECTIONS = 16
-"""Connections to Redis for all requests together; one more reads replies, and the producer has its own few."""
+"""Connections to Redis for all requests together; one more reads replies, one nudges, and the producer has a few."""
 _FAREWELL_S = 5.0
 
 
@@ -39,6 +40,7 @@ class Runtime:
     service_id: str
     redis: Redis
     durability: Durability
+    nudge: Nudge
     replies: Replies
     wakeups: Wakeups
     workers: Workers
@@ -83,12 +85,14 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIter
     service_id = secrets.token_hex(8)
     client = _client(settings.redis_url, MOST_CONNECTIONS, answer_s=5)
     reader = _client(settings.redis_url, 1, answer_s=BLOCK_MS / 1000 + 5)
+    nudger = _client(settings.redis_url, 1, answer_s=5)
     runtime = Runtime(
         settings=settings,
         metrics=metrics,
         service_id=service_id,
         redis=client,
         durability=Durability(client, settings.durability),
+        nudge=Nudge(nudger),
         replies=Replies(reader, client, service_id),
         wakeups=Wakeups(settings.redis_url, metrics.wakeups_failed.inc),
         workers=Workers(client),
@@ -106,8 +110,9 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIter
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
         await asyncio.to_thread(runtime.wakeups.close)
-        await reader.aclose(close_connection_pool=True)
-        await client.aclose(close_connection_pool=True)
+        await runtime.nudge.close()
+        for connected in (reader, nudger, client):
+            await connected.aclose(close_connection_pool=True)
 
 
 async def get_runtime(request: Request) -> Runtime:

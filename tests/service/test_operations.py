@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +89,14 @@ class TestProbes:
                 judge(version, config)
         else:
             assert judge(version, config) is expected
+
+    def test_a_durable_accept_does_not_wait_for_the_timer_of_an_idle_redis(self, service: Service) -> None:
+        took = []
+        for _ in range(10):
+            started = time.perf_counter()
+            assert service.ask(headers={"Prefer": "respond-async"}).status_code == 202
+            took.append(time.perf_counter() - started)
+        assert min(took) < 0.08
 
     def test_an_unconfirmed_job_is_taken_back_and_its_key_is_free(
         self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
@@ -298,8 +307,8 @@ class TestManyWaiters:
         jobs = [worker.take() for _ in threads]
         process = service.app.state.runtime
         until(lambda: len(process.replies._waiters) == self.COUNT, "all waiting")
-        # One reader, the pool, the producer's few, and the test's own.
-        assert len(worker.client.client_list()) <= runtime.MOST_CONNECTIONS + 1 + 8 + 4
+        # The pool, the reader, the nudge, the producer's few, and the test's own.
+        assert len(worker.client.client_list()) <= runtime.MOST_CONNECTIONS + 2 + 8 + 4
         for job in jobs:
             worker.succeed(job)
         for thread in threads:
