@@ -5,18 +5,14 @@ Order: `valkey-server` or `redis-server` on PATH if 7.2 or newer, else the binar
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import platform
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +21,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.processes import die_with_parent
+
 OLDEST = (7, 2)
 LOG_NAME = "redis.log"
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedRedisError(Exception):
@@ -170,7 +167,7 @@ class EmbeddedRedis:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=die_with_parent(),
             )
         self._process = process
         if self._answers(process, timeout_s):
@@ -217,18 +214,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """A preexec function that asks the kernel to end the child with its parent (Linux only)."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask

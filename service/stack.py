@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+import redis
 
 from service.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.processes import Child
@@ -109,6 +110,8 @@ class Stack:
             _say("starting Redis")
             self.redis.start()
             self._environment["ERASE_REDIS_URL"] = self.redis.url
+        else:
+            self._check_redis()
         logs = self.state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         for name in ("worker", "service"):
@@ -156,19 +159,24 @@ class Stack:
                             f"the {child.name} ended with status {child.exit_status}; the end of {child.log}:\n"
                             f"{child.last_lines()}"
                         )
-                if self._answers(client):
+                missing = self._missing(client)
+                if not missing:
                     self.ready = True
                     _say(f"ready after {time.monotonic() - begun:.1f} s")
                     return
                 if time.monotonic() - begun - told >= 10:
                     told = time.monotonic() - begun
-                    _say(f"still loading after {told:.0f} s (log: {self.children[0].log})")
+                    _say(f"not ready after {told:.0f} s: {missing} (logs: {self.state / 'logs'})")
 
-    def _answers(self, client: httpx.Client) -> bool:
+    def _missing(self, client: httpx.Client) -> str:
+        """What is still missing before a question can be answered; empty when nothing is."""
         try:
-            return client.get("/readyz").is_success and bool(client.get("/v1/status").json()["workers"])
+            ready = client.get("/readyz")
+            if not ready.is_success:
+                return str(ready.json().get("detail", ready.text))
+            return "" if client.get("/v1/status").json()["workers"] else "the worker loads its model"
         except (httpx.TransportError, ValueError, KeyError):
-            return False
+            return "the service does not answer yet"
 
     def _restart(self, child: Child) -> None:
         self._note_restart(child.name, f"it ended with status {child.exit_status}")
@@ -180,6 +188,13 @@ class Stack:
         if len(self._restarts) > MOST_RESTARTS:
             raise StackError(f"{name} keeps ending ({why}); the logs are in {self.state / 'logs'}")
         _say(f"starting {name} again: {why}")
+
+    def _check_redis(self) -> None:
+        try:
+            with redis.Redis.from_url(self.settings.redis_url, socket_connect_timeout=3, socket_timeout=3) as client:
+                client.ping()
+        except (redis.RedisError, ValueError) as error:
+            raise StackError(f"the Redis of ERASE_REDIS_URL cannot be used: {error}") from None
 
     def _check_disk(self) -> None:
         try:

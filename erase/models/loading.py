@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from erase.errors import UnsupportedError
-from erase.models import adapter_for
+from erase.models import SUPPORTED, adapter_for
 from erase.models.qwen2_5_vl import Qwen2_5_VL
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOCK = 2**20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,6 +37,9 @@ class LoadedModel:
     model: Any
     adapter: Qwen2_5_VL
     tokenizer: Any
+    """Encodes the chat template and decodes answers."""
+    text_tokenizer: Any
+    """Encodes what users write: control tokens are text to it. A copy, since tokenizers keep that choice as state."""
     image_processor: Any
     policy_file: Path | None
     """`erase_policy.json` beside a local model's weights: the pruning that suits it."""
@@ -70,27 +76,44 @@ def load_model(
     `device` auto takes CUDA where there is one; `dtype` auto is bfloat16 on CUDA and float32 on CPU.
 
     Raises:
-        ModelLoadError: no such folder, an unpinned hub id, no safetensors, or an unusable device or dtype.
-        UnsupportedError: an architecture that cannot be pruned.
+        ModelLoadError: no such folder, an unpinned hub id, an architecture without adapter, files that are missing,
+            broken, incomplete or no safetensors, or an unusable device or dtype.
+        UnsupportedError: a model that cannot be pruned although its architecture is known.
     """
     path = DEMO_FOLDER if source == DEMO else Path(source).expanduser()
-    local = path.is_dir()
+    local = bool(source) and path.is_dir()
     if not local and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise ModelLoadError(f"no model folder at {source!r}; expected a folder, a hub id ORG/NAME, or {DEMO!r}")
     if not local and not (revision and _COMMIT.fullmatch(revision)):
-        raise ModelLoadError(f"the hub model {source!r} needs a revision: the 40-digit hash of a commit")
+        raise ModelLoadError(
+            f"{source!r} is no folder here, and a hub model needs a revision: the 40-digit hash of a commit"
+        )
     options = {"trust_remote_code": False} | ({} if local else {"revision": revision})
     location = str(path) if local else source
     target = _device(device)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            location, dtype=_dtype(dtype, target), use_safetensors=True, attn_implementation="sdpa", **options
+        model_type = AutoConfig.from_pretrained(location, **options).model_type
+        if model_type not in SUPPORTED:
+            raise ModelLoadError(
+                f"the model {source!r} has the architecture {model_type!r}; supported: {', '.join(SUPPORTED)}"
+            )
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            location,
+            dtype=_dtype(dtype, target),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         # The PIL backend, also where torchvision is installed: the same pixels on every machine.
         image_processor = AutoImageProcessor.from_pretrained(location, backend="pil", **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"cannot load the model {source!r}: {error}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLoadError(f"the weights of {source!r} are incomplete: {len(missing)} missing, first {missing[0]}")
+    if tokenizer.chat_template is None:
+        raise ModelLoadError(f"the tokenizer of {source!r} has no chat template, so questions cannot be put to it")
     model.eval().requires_grad_(False).to(target)
     policy_file = path / "erase_policy.json" if local else None
     return LoadedModel(
@@ -99,13 +122,17 @@ def load_model(
         model=model,
         adapter=adapter_for(model),
         tokenizer=tokenizer,
+        text_tokenizer=deepcopy(tokenizer),
         image_processor=image_processor,
         policy_file=policy_file if policy_file and policy_file.is_file() else None,
     )
 
 
 def fingerprint(folder: Path) -> str:
-    """Name of a local model's content: a hash of its small files, and of size, head and tail of its weights."""
+    """Name of a local model's content: a hash of its files.
+
+    A file above 512 MiB is sampled, one MiB of each of its 512 parts, to keep starts short.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix not in {".json", ".jinja", ".safetensors", ".txt"}:
@@ -113,9 +140,9 @@ def fingerprint(folder: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read())
+            for start in range(0, size, max(_BLOCK, size // 512)):
+                stream.seek(start)
+                digest.update(stream.read(_BLOCK))
     return digest.hexdigest()[:16]
 
 
@@ -126,8 +153,12 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelLoadError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"device {name!r} was asked for, but PyTorch finds no CUDA device here")
+    if device.type not in {"cpu", "cuda"}:
+        raise ModelLoadError(f"unsupported device {name!r}; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device {name!r} was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices here"
+        )
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from erase.errors import InputError
 from erase.models.loading import LoadedModel
 
 _QUESTION = "\x00question\x00"
+# Whether control tokens count as such is a setting of the one tokenizer that all threads share, changed by each call.
+_encoding = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +114,20 @@ def prompt_tokens(loaded: LoadedModel, question: str, image_tokens: Sequence[int
         raise InputError("the model's chat template does not show the question")
     ids = (
         _encode(tokenizer, before, special=True)
-        + _encode(tokenizer, question, special=False)
+        + _encode(loaded.text_tokenizer, question, special=False)
         + _encode(tokenizer, after, special=True)
     )
     placeholder = loaded.adapter.image_token_id
+    if ids.count(placeholder) != len(image_tokens):
+        raise InputError("the model's chat template does not show every image exactly once")
     counts = iter(image_tokens)
     expanded: list[int] = []
     for token in ids:
         expanded += [token] * next(counts) if token == placeholder else [token]
-    if next(counts, None) is not None:
-        raise InputError("the model's chat template does not show every image")
     return torch.tensor(expanded, dtype=torch.int64)
 
 
 def _encode(tokenizer: object, text: str, *, special: bool) -> list[int]:
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)  # type: ignore[operator]
+    with _encoding:
+        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)  # type: ignore[operator]
     return list(encoding["input_ids"])

@@ -1,0 +1,157 @@
+"""Whatever dies, an accepted request is answered once, and right."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.system.deployment import FAST_RESCUE, Deployment, Question, bundled_questions, stream_events, until
+from worker.contract import JobState, Priority, TokenPayload, queue_name
+
+QUESTION = next(question for question in bundled_questions() if question.answer == "2389")
+NEIGHBOUR = next(question for question in bundled_questions() if question.answer == "purple")
+MakeDeployment = Callable[..., Deployment]
+
+
+@pytest.fixture
+def rescue(make_deployment: MakeDeployment) -> Deployment:
+    """A service, no worker yet, and short leases."""
+    running = make_deployment(**FAST_RESCUE)
+    running.start_service()
+    return running
+
+
+def ask_async(running: Deployment, question: Question) -> str:
+    with running.http() as client:
+        reply = client.post(
+            "/v1/ask",
+            files=question.files,
+            data={"prompt": question.prompt},
+            headers={"Prefer": "respond-async"},
+        )
+    assert reply.status_code == 202, reply.text
+    return str(reply.json()["id"])
+
+
+def assert_answered_once(running: Deployment, job_id: str, question: Question) -> None:
+    until(lambda: running.open_jobs() == 0, what="the end of all jobs")
+    outcome = running.outcome(job_id)
+    assert outcome.answer is not None, outcome.problem
+    assert outcome.answer.answer == question.answer
+    tokens = [TokenPayload.model_validate_json(e.data) for e in running.events(job_id) if e.type == "token"]
+    assert "".join(token.text for token in tokens) == question.answer
+    assert sum(len(token.ids) for token in tokens) == outcome.answer.usage.completion_tokens
+    seqs = [event.seq for event in running.events(job_id)]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "before_lease",
+        "after_lease",
+        "after_preprocess",
+        "in_prefill",
+        "in_decode",
+        "after_emit",
+        "before_finish",
+        "after_finish",
+    ],
+)
+def test_a_worker_killed_at_any_place_costs_no_request(rescue: Deployment, place: str) -> None:
+    doomed = rescue.start_worker(ERASE_FAILPOINTS=f"{place}=kill")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(rescue.ask, QUESTION)
+        until(lambda: not doomed.running, what=f"the death of the worker {place}")
+        assert doomed.exit_status == -signal.SIGKILL
+        rescue.start_worker()
+        reply = waiting.result()
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["answer"] == QUESTION.answer
+    assert_answered_once(rescue, reply.json()["id"], QUESTION)
+
+
+def test_a_stream_goes_on_with_the_next_worker_without_a_token_twice(rescue: Deployment) -> None:
+    doomed = rescue.start_worker(ERASE_FAILPOINTS="after_emit=kill")
+    with ThreadPoolExecutor(1) as pool:
+
+        def read() -> list[tuple[str, dict[str, object]]]:
+            data = {"prompt": QUESTION.prompt, "stream": "true"}
+            with rescue.http() as client, client.stream("POST", "/v1/ask", files=QUESTION.files, data=data) as reply:
+                return list(stream_events(reply.iter_lines()))
+
+        waiting = pool.submit(read)
+        until(lambda: not doomed.running, what="the death of the worker")
+        rescue.start_worker()
+        events = waiting.result()
+    assert "".join(str(data["text"]) for kind, data in events if kind == "token") == QUESTION.answer
+    assert [kind for kind, _ in events].count("result") == 1
+
+
+def test_a_lost_wake_up_is_sent_again(rescue: Deployment) -> None:
+    job_id = ask_async(rescue, QUESTION)
+    until(
+        lambda: rescue.client.rpop(queue_name(Priority.INTERACTIVE)),
+        what="the wake-up, popped as by a worker that dies before it records it",
+    )
+    rescue.start_worker()
+    assert_answered_once(rescue, job_id, QUESTION)
+
+
+def test_neighbours_of_a_dying_worker_are_answered_too(rescue: Deployment) -> None:
+    jobs = [(ask_async(rescue, question), question) for question in [QUESTION, NEIGHBOUR] * 3]
+    doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="in_decode=kill")
+    until(lambda: not doomed.running, what="the death of the worker")
+    rescue.start_worker()
+    for job_id, question in jobs:
+        assert_answered_once(rescue, job_id, question)
+
+
+def test_a_job_that_kills_every_worker_is_dead_lettered(rescue: Deployment) -> None:
+    job_id = ask_async(rescue, QUESTION)
+    for _ in range(3):
+        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_lease=kill")
+        until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
+    rescue.start_worker()
+    until(lambda: rescue.open_jobs() == 0, what="the end of the job")
+    outcome = rescue.outcome(job_id)
+    assert outcome.problem is not None
+    assert outcome.problem.type == "urn:erase:problem:dead-letter"
+    reply = httpx.get(f"{rescue.url}/v1/jobs/{job_id}", trust_env=False)
+    assert reply.json()["state"] == JobState.DEAD
+
+
+def test_a_stopped_worker_hands_its_jobs_on_and_exits_cleanly(rescue: Deployment) -> None:
+    worker = rescue.start_worker(ERASE_DRAIN_S="0")
+    jobs = [(ask_async(rescue, question), question) for question in [QUESTION, NEIGHBOUR] * 6]
+    worker.terminate()
+    until(lambda: not worker.running, what="the worker's exit")
+    assert worker.exit_status == 0, worker.last_lines(40)
+    rescue.start_worker()
+    for job_id, question in jobs:
+        assert_answered_once(rescue, job_id, question)
+
+
+def test_redis_killed_and_started_again_loses_no_accepted_job(rescue: Deployment) -> None:
+    worker = rescue.start_worker()
+    jobs = [(ask_async(rescue, question), question) for question in [QUESTION, NEIGHBOUR] * 4]
+    rescue.redis.kill()
+    rescue.redis.start()
+    more = until(lambda: rescue.ask(QUESTION).is_success, what="an answer after the restart")
+    assert more
+    for job_id, question in jobs:
+        assert_answered_once(rescue, job_id, question)
+    assert worker.running
+
+
+def test_a_killed_service_process_loses_no_accepted_job(rescue: Deployment) -> None:
+    job_id = ask_async(rescue, QUESTION)
+    service = next(child for child in rescue.children if child.name == "service")
+    service.stop(timeout_s=0)
+    rescue.start_service()
+    rescue.start_worker()
+    assert_answered_once(rescue, job_id, QUESTION)
