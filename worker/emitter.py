@@ -83,13 +83,12 @@ class Emitter:
                 self._write(items)
 
     def _write(self, items: list[tuple[EventWriter, ledger.Transition[ledger.Written]]]) -> None:
-        while True:
-            try:
-                replies = ledger.execute_many(self._client, [step for _, step in items])
-                break
-            except RedisError as error:
-                log.warning("cannot write events, trying again: %s", error)
-                time.sleep(RETRY_S)
+        steps = [step for _, step in items]
+        replies = self._execute(steps)
+        if any(reply.state == ledger.GAP for reply in replies):
+            # Redis took a later event of a round and not an earlier one. A gap that stays means that it lost events
+            # which it had confirmed: the attempt is over, the next one goes on behind what is left.
+            replies = self._execute(steps)
         refused = []
         with self._written:
             for (writer, _), reply in zip(items, replies, strict=True):
@@ -100,3 +99,11 @@ class Emitter:
             self._written.notify_all()
         for writer in refused:
             writer.on_fenced()
+
+    def _execute(self, steps: list[ledger.Transition[ledger.Written]]) -> list[ledger.Written]:
+        while True:
+            try:
+                return ledger.execute_many(self._client, steps)
+            except RedisError as error:
+                log.warning("cannot write events, trying again: %s", error)
+                time.sleep(RETRY_S)

@@ -145,6 +145,9 @@ class JobRunner:
         try:
             with self._keeper.hold(job_id, lease.job.attempt, attempt.lose):
                 result = self._work(attempt)
+        except (RedisError, EmitStalledError) as error:
+            log.warning("job %s: Redis failed (%s); the sweeper will hand the job on", job_id, error)
+            result = "abandoned"
         finally:
             with self._lock:
                 self._attempts.discard(attempt)
@@ -165,9 +168,6 @@ class JobRunner:
             return "released"
         except DeadlineError:
             return self._expire(job)
-        except (RedisError, EmitStalledError) as error:
-            log.warning("job %s: Redis failed (%s); the sweeper will hand the job on", job.id, error)
-            return "abandoned"
         except AbandonedError:
             return "abandoned"
         self._failpoints.reach("before_finish")

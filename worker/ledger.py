@@ -230,9 +230,13 @@ def lease(job_id: str, worker: str, lease_ms: int, max_attempts: int) -> Transit
     return Transition("lease", (job_id, worker, lease_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
 
 
+GAP = "gap"
+"""`Written.state` of an event that came before its predecessor."""
+
+
 @dataclass(frozen=True)
 class Written:
-    """Reply of a fenced write: whether it took effect; if not, the state that holds now."""
+    """Reply of a fenced write: whether it took effect; if not, the state that holds now, or `GAP`."""
 
     ok: bool
     state: str = ""
@@ -258,7 +262,7 @@ def renew(job_id: str, attempt: int, lease_ms: int) -> Transition[Written]:
 
 
 def emit(job_id: str, attempt: int, number: int, event: EventType, data: str) -> Transition[Written]:
-    """Append event `number` of the job; refused for a stale attempt, harmless when repeated."""
+    """Append event `number` of the job; refused for a stale attempt or a gap before it, harmless when repeated."""
     return Transition("emit", (job_id, attempt, number, event.value, data), _written)
 
 

@@ -17,5 +17,5 @@ if state == 'running' then redis.call('HINCRBY', COUNTERS, 'leases_lost', 1) end
 redis.call('HINCRBY', job_key(id), 'attempt', 1)
 local lease_until = now + tonumber(lease_ms)
 redis.call('HSET', job_key(id), 'state', 'running', 'worker', worker, 'lease_until_ms', lease_until, 'leased_ms', now)
-redis.call('ZADD', OPEN, lease_until, id)
+check_at(id, lease_until)
 return {'granted', failures(id), redis.call('HGETALL', job_key(id))}

@@ -19,6 +19,9 @@ local function image_key(sha256) return PREFIX .. 'image:' .. sha256 end
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 local function number(id, name) return tonumber(field(id, name) or '0') end
 
+-- When `open` is to be looked at again: never after the deadline, or a renewed lease would keep a job open for ever.
+local function check_at(id, at) redis.call('ZADD', OPEN, math.min(at, number(id, 'deadline_ms')), id) end
+
 local function append(id, type, data)
   local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
   redis.call('XADD', events_key(id), seq .. '-0', 'type', type, 'data', data)

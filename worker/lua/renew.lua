@@ -3,5 +3,5 @@ local id, attempt, lease_ms = unpack(ARGV)
 if not owns(id, attempt) then return {'stale', field(id, 'state') or 'gone'} end
 local lease_until = now_ms() + tonumber(lease_ms)
 redis.call('HSET', job_key(id), 'lease_until_ms', lease_until)
-redis.call('ZADD', OPEN, lease_until, id)
+check_at(id, lease_until)
 return {'ok'}

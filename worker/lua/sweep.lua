@@ -13,7 +13,7 @@ end
 if state == 'running' then
   local lease_until = number(id, 'lease_until_ms')
   if lease_until > now then
-    redis.call('ZADD', OPEN, lease_until, id)
+    check_at(id, lease_until)
     return {'none'}
   end
   if failures(id) >= tonumber(max_attempts) then
@@ -26,6 +26,6 @@ local queue = field(id, 'queue')
 local wakes = redis.call('HINCRBY', job_key(id), 'wakes', 1)
 local wait = tonumber(wake_after_ms)
 if redis.call('LLEN', queue) > 0 then wait = wait * math.min(2 ^ wakes, 16) end
-redis.call('ZADD', OPEN, math.min(now + wait, number(id, 'deadline_ms')), id)
+check_at(id, now + wait)
 redis.call('HINCRBY', COUNTERS, 'wakeups_resent', 1)
 return {'wake', queue}
