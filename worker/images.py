@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import redis
 from PIL import Image, ImageOps
 
 from worker.contract import ImageReference, image_key
+
+# Pixels are limited by the header check at admission; Pillow's own limit would warn or refuse.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageLostError(Exception):
@@ -34,14 +40,12 @@ def decode_image(data: bytes, reference: ImageReference) -> Image.Image:
     The header was checked at admission; a different size now means a file that says two things.
     """
     try:
-        with warnings.catch_warnings():
-            # Pixels are limited by the header check; Pillow's own limit would only add a warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _QUIET():
             image = Image.open(io.BytesIO(data), formats=[reference.format])
             if image.size != (reference.width, reference.height):
                 raise BadImageError("the image's size differs from what its header announced")
             image.load()
-        upright = _upright(image)
+            return _rgb(_upright(image))
     except BadImageError:
         raise
     except Exception:  # decoders raise anything at all on broken files
@@ -49,10 +53,6 @@ def decode_image(data: bytes, reference: ImageReference) -> Image.Image:
             f"a {reference.format} image of {reference.width} x {reference.height} pixels cannot be decoded: "
             "the file is damaged or incomplete"
         ) from None
-    if upright.has_transparency_data:
-        background = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(background, upright.convert("RGBA"))
-    return upright.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -60,3 +60,44 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block does not make the pixels worse
         return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits of grey: Pillow's own conversion would clip all but the darkest 256 levels to white.
+        return image.point(lambda level: level * (1 / 256)).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+class _Quiet:
+    """Ignores Pillow's warnings while any thread decodes.
+
+    `warnings.catch_warnings` changes the whole process, so only the first thread in enters it and the last one leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._catch = warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._catch = warnings.catch_warnings()
+                self._catch.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._catch.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
