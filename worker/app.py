@@ -45,7 +45,8 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         },
     )
 
-    @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
+    # Not shared: Celery would give the task to every other application of the process, with this one's `run`.
+    @app.task(name=TASK_NAME, shared=False)  # type: ignore[untyped-decorator]
     def run_job(job_id: str) -> None:
         run(job_id)
 

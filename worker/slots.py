@@ -27,4 +27,9 @@ class SlotCycle(round_robin_cycle):  # type: ignore[misc]
 
 def held_by_queue(requests: Any) -> Counter[str]:
     """How many unfinished requests came from each queue."""
-    return Counter(request.delivery_info.get("routing_key", "") for request in list(requests))
+    while True:
+        try:
+            return Counter(request.delivery_info.get("routing_key", "") for request in list(requests))
+        except RuntimeError:
+            # A thread of the pool finished a request while the set was being read.
+            continue
