@@ -25,7 +25,9 @@ class Failpoints:
         for pair in filter(None, spec.split(",")):
             name, _, action = pair.partition("=")
             if name not in NAMES or action != "kill":
-                raise ValueError(f"unknown failpoint {pair!r}; expected NAME=kill with NAME one of {', '.join(NAMES)}")
+                raise ValueError(
+                    f"ERASE_FAILPOINTS: unknown {pair!r}; expected NAME=kill with NAME one of {', '.join(NAMES)}"
+                )
             self.armed[name] = action
 
     def reach(self, name: str) -> None:

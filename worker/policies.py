@@ -83,6 +83,8 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
         if not file.is_file():
             known = ", ".join(["auto", NONE, *sorted(policies)])
             raise PolicyError(f"ERASE_POLICY={default}: expected {known} or the path of a policy file")
+        if file.stem in (NONE, *policies):
+            raise PolicyError(f"ERASE_POLICY={default}: the name {file.stem!r} means another policy, rename the file")
         policies[file.stem] = load_policy(file)
         default = file.stem
     if settings.retention is not None and default != NONE:

@@ -24,7 +24,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Defaults work on one machine. Sizes are bytes or pixels, durations seconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, allow_inf_nan=False)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with queue, ledger and images")
     durability: Literal["require", "off"] = Field(
@@ -84,6 +84,8 @@ class Settings(BaseSettings):
             raise ValueError(f"ERASE_HOST={self.host} is reachable from outside: set ERASE_API_KEYS as well")
         if self.timeout_s > self.max_timeout_s:
             raise ValueError("ERASE_TIMEOUT_S is larger than ERASE_MAX_TIMEOUT_S")
+        if self.policy == "none" and self.retention is not None:
+            raise ValueError("ERASE_RETENTION has no meaning with ERASE_POLICY=none: leave one of them out")
         return self
 
 
@@ -94,6 +96,8 @@ def parse_api_keys(value: str) -> dict[str, str]:
         name, _, digest = pair.partition(":")
         if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise ValueError("expected NAME:SHA256 pairs separated by commas (make one with `erase-serve key NAME`)")
+        if name in keys:
+            raise ValueError(f"the name {name} appears twice: give each key a name of its own")
         keys[name] = digest
     return keys
 

@@ -1,0 +1,134 @@
+"""The environment of a deployment: what is refused, and that the message says which variable to change."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from worker.settings import Settings, SettingsError, load_settings, parse_api_keys
+
+DIGEST = "ab" * 32
+
+WRONG = [
+    ("ERASE_DURABILITY", "maybe"),
+    ("ERASE_PORT", "0"),
+    ("ERASE_PORT", "65536"),
+    ("ERASE_PORT", "http"),
+    ("ERASE_API_KEYS", "ada"),
+    ("ERASE_API_KEYS", "ada:1234"),
+    ("ERASE_API_KEYS", f"ada:{DIGEST.upper()}"),
+    ("ERASE_API_KEYS", f":{DIGEST}"),
+    ("ERASE_API_KEYS", f"ada:{DIGEST},ada:{'cd' * 32}"),
+    ("ERASE_MAX_BODY_BYTES", "10"),
+    ("ERASE_MAX_IMAGES", "0"),
+    ("ERASE_MAX_IMAGES", "65"),
+    ("ERASE_MAX_IMAGE_BYTES", "1"),
+    ("ERASE_MAX_IMAGE_PIXELS", "783"),
+    ("ERASE_MIN_IMAGE_SIDE", "0"),
+    ("ERASE_MAX_IMAGE_ASPECT", "0.5"),
+    ("ERASE_MAX_PROMPT_CHARS", "0"),
+    ("ERASE_TIMEOUT_S", "0"),
+    ("ERASE_TIMEOUT_S", "nan"),
+    ("ERASE_MAX_TIMEOUT_S", "inf"),
+    ("ERASE_RESULT_TTL_S", "9"),
+    ("ERASE_MAX_OPEN_JOBS", "0"),
+    ("ERASE_DTYPE", "int8"),
+    ("ERASE_RETENTION", "0"),
+    ("ERASE_RETENTION", "1.1"),
+    ("ERASE_RETENTION", "nan"),
+    ("ERASE_INTERACTIVE_SLOTS", "0"),
+    ("ERASE_BATCH_SLOTS", "0"),
+    ("ERASE_MAX_RUNNING", "0"),
+    ("ERASE_MAX_PREFILL_TOKENS", "0"),
+    ("ERASE_MAX_CONTEXT", "63"),
+    ("ERASE_CPU_THREADS", "0"),
+    ("ERASE_LEASE_S", "0.5"),
+    ("ERASE_LEASE_S", "inf"),
+    ("ERASE_WAKE_AFTER_S", "0"),
+    ("ERASE_SWEEP_EVERY_S", "0"),
+    ("ERASE_MAX_ATTEMPTS", "0"),
+    ("ERASE_STALL_S", "0"),
+    ("ERASE_DRAIN_S", "-1"),
+    ("ERASE_WORKER_METRICS_PORT", "-1"),
+    ("ERASE_LOG_LEVEL", "loud"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ERASE_")]:
+        monkeypatch.delenv(name)
+
+
+def refusal() -> str:
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    return str(refused.value)
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_is_refused_with_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert refusal().startswith(f"{name}: ")
+
+
+def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_PORT", "0")
+    monkeypatch.setenv("ERASE_LEASE_S", "x")
+    message = refusal()
+    assert "ERASE_PORT: " in message
+    assert "ERASE_LEASE_S: " in message
+
+
+def test_unknown_variables_are_refused_by_name_even_when_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_PROT", "8000")
+    monkeypatch.setenv("ERASE_ZZZ", "")
+    assert "ERASE_PROT, ERASE_ZZZ" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"ERASE_HOST": "0.0.0.0"}, ("ERASE_HOST", "ERASE_API_KEYS")),
+        ({"ERASE_TIMEOUT_S": "700"}, ("ERASE_TIMEOUT_S", "ERASE_MAX_TIMEOUT_S")),
+        ({"ERASE_MAX_TIMEOUT_S": "5"}, ("ERASE_TIMEOUT_S", "ERASE_MAX_TIMEOUT_S")),
+        ({"ERASE_POLICY": "none", "ERASE_RETENTION": "0.2"}, ("ERASE_POLICY", "ERASE_RETENTION")),
+    ],
+    ids=lambda value: "+".join(value),
+)
+def test_contradictions_are_refused_with_both_names(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], named: tuple[str, ...]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    message = refusal()
+    assert all(name in message for name in named)
+
+
+@pytest.mark.parametrize("name", sorted(f"ERASE_{name.upper()}" for name in Settings.model_fields))
+def test_an_empty_value_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
+    assert load_settings() == Settings()
+
+
+def test_keys_open_the_service_to_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_HOST", "0.0.0.0")
+    monkeypatch.setenv("ERASE_API_KEYS", f"ada:{DIGEST}")
+    assert load_settings().host == "0.0.0.0"
+
+
+def test_a_refused_key_does_not_appear_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_API_KEYS", "ada:not-a-digest-but-the-secret-key-itself")
+    assert "secret" not in refusal()
+
+
+def test_api_keys_are_pairs_with_spaces_and_empty_parts_allowed() -> None:
+    assert parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32},") == {"ada": DIGEST, "bob": "cd" * 32}
+    assert parse_api_keys("") == {}
