@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 
-from service import __version__, ask, jobs, problems, status
+from service import __version__, ask, docs, jobs, problems, status
 from service.auth import ApiKeys
 from service.limits import BodyLimit
 from service.metrics import RequestMetrics, ServiceMetrics
@@ -27,7 +26,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.runtime = runtime
             yield
 
-    app = ServiceAPI(title="ERASE Serve", version=__version__, lifespan=lifespan)
+    app = ServiceAPI(title="ERASE Serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.keys = ApiKeys(settings.api_keys)
     problems.install(app)
     # The last one added is the outermost: refusals of the body limit are counted, too.
@@ -36,9 +35,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(ask.router)
     app.include_router(jobs.router)
     app.include_router(status.router)
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    docs.install(app)
     return app

@@ -54,6 +54,10 @@ class AskOptions(GenerationOptions):
         return value
 
 
+EMPTY_IS_UNSET = {"image", *AskOptions.model_fields} - {"prompt"}
+"""Browsers send an empty text for every field of a form that nobody filled in."""
+
+
 class ImageInput(Frozen):
     """One image in a JSON body: exactly one of the two."""
 
@@ -115,6 +119,8 @@ def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> As
     """Parse the text fields of a multipart body. Raises `MalformedBodyError` or `InvalidRequestError`."""
     values: dict[str, Any] = {}
     for name, text in fields:
+        if text == "" and name in EMPTY_IS_UNSET:
+            continue
         if name in REPEATABLE:
             values.setdefault(name, []).append(text)
         elif name == "image":

@@ -19,27 +19,28 @@ DESCRIPTION = (
 _REF = "#/components/schemas/"
 _TEMPLATE = _REF + "{model}"
 
+PROMPT_EXAMPLE = "what is page ?"
 ANSWER_EXAMPLE: dict[str, Any] = {
-    "id": "job_0199d2c8a4f01b2c3d4e5f60718293a4",
-    "answer": "42",
+    "id": "job_01a207af812b87f196a7aa543415dbe7",
+    "answer": "2389",
     "finish_reason": "stop",
     "model": "demo",
     "usage": {
-        "prompt_tokens": 275,
-        "completion_tokens": 2,
-        "vision_tokens": {"input": 256, "after_stage1": 180, "kept": 38, "layer_average": 92.0},
-        "token_reduction": 0.64,
+        "prompt_tokens": 75,
+        "completion_tokens": 5,
+        "vision_tokens": {"input": 64, "after_stage1": 38, "kept": 25, "layer_average": 31.5},
+        "token_reduction": 0.5078,
     },
-    "pruning": {"policy": "demo", "requested": 0.15, "final": 0.148, "layer_average": 0.36},
-    "images": [{"width": 448, "height": 448, "tokens": 256, "complexity": 1.31}],
+    "pruning": {"policy": "demo", "requested": 0.4, "final": 0.3906, "layer_average": 0.4922},
+    "images": [{"width": 224, "height": 224, "tokens": 64, "complexity": 0.0391}],
     "timings_ms": {
-        "queue": 2.1,
-        "preprocess": 6.0,
-        "encode": 18.2,
-        "prefill": 9.4,
-        "decode": 3.3,
-        "first_token": 36.0,
-        "total": 39.5,
+        "queue": 6.3,
+        "preprocess": 5.88,
+        "encode": 21.0,
+        "prefill": 13.82,
+        "decode": 23.07,
+        "first_token": 47.0,
+        "total": 70.93,
     },
 }
 
@@ -52,7 +53,7 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
 }
 
 _STREAM_EXAMPLE = (
-    'event: token\ndata: {"seq": 1, "text": "42"}\nid: 1\n\nevent: result\ndata: {"id": "job_0199..."}\nid: 2\n'
+    'event: token\ndata: {"seq": 1, "text": "2"}\nid: 1\n\nevent: result\ndata: {"id": "job_01a2..."}\nid: 2\n'
 )
 
 
@@ -91,17 +92,36 @@ _HEADERS = [
 ]
 
 
+_FORM_EXAMPLES: dict[str, Any] = {
+    "prompt": PROMPT_EXAMPLE,
+    "seed": 7,
+    "timeout_s": 60,
+    "pruning": '{"method": "erase", "retention": 0.4}',
+}
+
+
 def _form_schema() -> dict[str, Any]:
+    """The options as form fields: images and prompt first, and examples that can be sent as they stand."""
     schema = AskOptions.model_json_schema(ref_template=_TEMPLATE)
-    schema.pop("$defs", None)
-    properties = dict(schema["properties"])
-    properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    properties["pruning"] = {
-        "type": "string",
-        "contentMediaType": "application/json",
-        "description": "a JSON object with method, policy and retention",
+    options = {name: _form_field(field) for name, field in schema["properties"].items()}
+    options["pruning"] = {"type": "string", "description": "a JSON object with method, policy and retention"}
+    for name, example in _FORM_EXAMPLES.items():
+        options[name]["examples"] = [example]
+    images = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "JPEG, PNG or WebP"}
+    return {
+        "title": "AskForm",
+        "type": "object",
+        "additionalProperties": False,
+        "required": schema["required"],
+        "properties": {"image": images, "prompt": options.pop("prompt"), **options},
     }
-    return {**schema, "title": "AskForm", "properties": properties}
+
+
+def _form_field(field: dict[str, Any]) -> dict[str, Any]:
+    """A field without null, which a form cannot send."""
+    kinds = [kind for kind in field.get("anyOf", []) if kind.get("type") != "null"]
+    field = {name: value for name, value in field.items() if name != "anyOf" and (name, value) != ("default", None)}
+    return {**field, **(kinds[0] if kinds else {})}
 
 
 ASK_BODY: dict[str, Any] = {
@@ -118,12 +138,12 @@ ASK_BODY: dict[str, Any] = {
                 "examples": {
                     "question": {
                         "summary": "One image as base64",
-                        "value": {"prompt": "Which number is at A?", "images": [{"data": "iVBORw0KGgo..."}]},
+                        "value": {"prompt": PROMPT_EXAMPLE, "images": [{"data": "iVBORw0KGgo..."}]},
                     },
                     "pruned": {
                         "summary": "A data URL, keeping 15% of the vision tokens",
                         "value": {
-                            "prompt": "Which number is at A?",
+                            "prompt": PROMPT_EXAMPLE,
                             "images": [{"url": "data:image/png;base64,iVBORw0KGgo..."}],
                             "max_tokens": 16,
                             "pruning": {"method": "erase", "retention": 0.15},

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with queue, ledger and images")
     durability: Literal["require", "off"] = Field(
-        "require", description="refuse to start on a Redis that may lose accepted jobs (no append-only file, eviction)"
+        "require", description="accept nothing into a Redis that may lose it (no append-only file, eviction)"
     )
 
     host: str = Field("127.0.0.1", description="address that the service listens on; others need ERASE_API_KEYS")

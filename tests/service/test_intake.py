@@ -61,6 +61,14 @@ def test_a_form_and_a_json_body_give_the_same_question() -> None:
     assert first.body_hash == second.body_hash
 
 
+def test_a_form_field_that_nobody_filled_in_counts_as_left_out() -> None:
+    empty = [(name, "") for name in ("image", "seed", "stop", "include", "timeout_s", "pruning", "priority", "stream")]
+    assert parse_form([("prompt", "?"), *empty], []) == parse_form([("prompt", "?")], [])
+    for fields in ([("prompt", "")], [("prompt", "?"), ("colour", "")]):
+        with pytest.raises(InvalidRequestError):
+            parse_form(fields, [])
+
+
 def test_the_body_hash_follows_the_answer_and_not_its_delivery() -> None:
     base = {"prompt": "?"}
     same = prepared(base).body_hash

@@ -39,7 +39,13 @@ class TestProbes:
         response = service.http.get("/")
         assert response.status_code == 307
         assert response.headers["location"] == "/docs"
-        assert service.http.get("/docs").status_code == 200
+        page = service.http.get("/docs")
+        assert page.status_code == 200
+        assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(assets) == 3
+        for asset in assets:
+            assert asset.startswith("/docs/assets/"), "the page must work without any other host"
+            assert service.http.get(asset).status_code == 200
 
     def test_the_openapi_document_is_complete(self, service: Service) -> None:
         document = service.http.get("/openapi.json").json()
