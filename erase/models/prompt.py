@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from erase.errors import InputError
 from erase.models.loading import LoadedModel
 
 _QUESTION = "\x00question\x00"
-# Whether control tokens count as such is a setting of the one tokenizer that all threads share, changed by each call.
-_encoding = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +125,5 @@ def prompt_tokens(loaded: LoadedModel, question: str, image_tokens: Sequence[int
 
 
 def _encode(tokenizer: object, text: str, *, special: bool) -> list[int]:
-    with _encoding:
-        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)  # type: ignore[operator]
+    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)  # type: ignore[operator]
     return list(encoding["input_ids"])
