@@ -186,7 +186,8 @@ def test_an_attempt_ends_when_redis_lost_events_that_it_had_confirmed(
     emitter.start()
     send(emitter, writer, "ab")
     emitter.flush(writer, 10)
-    first = redis_client.xrange(events_key("job_1"))[0][1]  # type: ignore[index]
+    entries: Any = redis_client.xrange(events_key("job_1"))
+    first: Any = entries[0][1]
     redis_client.delete(events_key("job_1"))
     redis_client.xadd(events_key("job_1"), first, id="1-0")
     redis_client.hset(job_key("job_1"), "seq", 1)

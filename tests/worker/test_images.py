@@ -125,8 +125,8 @@ class TestOrientation:
         stored = picture if undone is None else picture.transpose(undone)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        quality: dict[str, Any] = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}}[kind]
-        image = decode(encoded(stored, kind, exif=exif, **quality), kind)
+        best: dict[Format, dict[str, Any]] = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}}
+        image = decode(encoded(stored, kind, exif=exif, **best[kind]), kind)
         assert image.size == picture.size
         assert np.abs(pixels(image) - pixels(picture)).mean() < 4
 

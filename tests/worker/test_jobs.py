@@ -380,7 +380,7 @@ class TestEndsFromOutside:
         self, worker: Worker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ask(worker.client)
-        original = jobs.prepare_images
+        original: Any = jobs.prepare_images  # type: ignore[attr-defined]
 
         def slow(*arguments: Any) -> Any:
             execute(worker.client, ledger.cancel("job_1"))
@@ -442,7 +442,7 @@ def steal(client: redis.Redis) -> bool:
         together.hset(job_key("job_1"), "lease_until_ms", 1)
         step = ledger.lease("job_1", "thief", 60_000, 3)
         together.eval(ledger.script_source("lease"), 0, *step.arguments)
-        return together.execute()[1][0] == b"granted"
+        return bool(together.execute()[1][0] == b"granted")
 
 
 def assert_free(worker: Worker) -> None:
@@ -653,10 +653,10 @@ class TestMetrics:
             assert worker.metric("erase_retention_ratio_count", kind=kind) == 2
             total = sum(getattr(a.pruning, kind) for a in answers[:2])
             assert worker.metric("erase_retention_ratio_sum", kind=kind) == pytest.approx(total)
-        images = [image for a in answers for image in a.images]
-        assert worker.metric("erase_image_complexity_nats_count") == len(images)
+        seen = [image for a in answers for image in a.images]
+        assert worker.metric("erase_image_complexity_nats_count") == len(seen)
         complexity = worker.metric("erase_image_complexity_nats_sum")
-        assert complexity == pytest.approx(sum(image.complexity for image in images))
+        assert complexity == pytest.approx(sum(image.complexity for image in seen))
         for phase in ("queue", "preprocess", "encode", "prefill", "decode"):
             measured = worker.metric("erase_phase_duration_seconds_sum", phase=phase)
             assert measured == pytest.approx(sum(getattr(a.timings_ms, phase) for a in answers) / 1000)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from erase import BinnedPolicy, PolicyError, load_policy, preset, save_policy
-from erase.methods import BinnedMethod, NoPruning
+from erase.methods.binned import BinnedMethod
+from erase.methods.none import NoPruning
 from erase.models.loading import DEMO_FOLDER, LoadedModel, load_model
 from erase.policy import policy_from_dict
 from worker.contract import GenerationOptions, JobRequest, Plan, PruningOptions

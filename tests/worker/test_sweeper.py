@@ -121,7 +121,12 @@ class TestOneSweep:
         names = [f"job_{number}" for number in range(5)]
         for name in names:
             accept(redis_client, name, timeout_ms=1_200_000)
-        sweeper = make(redis_client, lambda job, queue: (woken(job, queue), redis_client.lpush(queue, job))[0])
+
+        def wake(job_id: str, queue: str) -> None:
+            woken(job_id, queue)
+            redis_client.lpush(queue, job_id)
+
+        sweeper = make(redis_client, wake)
         redis_client.lpush(INTERACTIVE, *names)
         for _ in range(600):
             for name in names:
@@ -163,7 +168,7 @@ class TestWorkers:
         for name, age in (("fresh", 0), ("silent", FORGET_WORKER_AFTER_MS // 2), ("dead", FORGET_WORKER_AFTER_MS + 1)):
             redis_client.hset(WORKERS_KEY, name, json.dumps({"heartbeat_ms": now - age}))
         make(redis_client, woken).sweep()
-        assert sorted(redis_client.hkeys(WORKERS_KEY)) == [b"fresh", b"silent"]  # type: ignore[type-var]
+        assert sorted(redis_client.hkeys(WORKERS_KEY)) == [b"fresh", b"silent"]
 
 
 class TestThread:
