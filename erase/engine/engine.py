@@ -30,6 +30,7 @@ from erase.engine.sequence import (
     TokenEvent,
 )
 from erase.engine.text import TextStream
+from erase.errors import InputError
 from erase.methods.base import Cut
 from erase.models.loading import LoadedModel
 
@@ -46,6 +47,10 @@ class EngineLimits:
     max_prefill_tokens: int = 16_384
     context_length: int | None = None
     """Cap below the model's own."""
+
+    def __post_init__(self) -> None:
+        if self.max_running < 1:
+            raise InputError(f"max_running must be at least 1, or nothing ever runs, got {self.max_running}")
 
 
 class EngineObserver(Protocol):
@@ -129,19 +134,19 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def submit(self, sequence: Sequence) -> Handle:
         """Queue a sequence.
 
         Raises:
             ContextLengthError: prompt and answer do not fit into the context.
-            EngineStoppedError: the engine has stopped.
+            EngineStoppedError: the engine has not been started, has stopped or has failed.
         """
-        length = len(sequence.prompt.tokens) + max(sequence.sampling.max_tokens, len(sequence.score_only))
-        if length > self.context_length:
+        if len(sequence.prompt.tokens) + sequence.longest_answer > self.context_length:
             raise ContextLengthError(
-                f"the prompt has {len(sequence.prompt.tokens)} tokens and up to {sequence.sampling.max_tokens} more "
+                f"the prompt has {len(sequence.prompt.tokens)} tokens and up to {sequence.longest_answer} more "
                 f"were asked for, but the context holds {self.context_length}: use smaller images, a shorter prompt "
                 "or fewer max_tokens"
             )
@@ -150,7 +155,9 @@ class Engine:
         entry = _Running(sequence, handle, text, submitted=time.monotonic())
         with self._changed:
             if not self.alive:
-                raise EngineStoppedError("the engine has stopped")
+                raise EngineStoppedError("the engine is not running")
+            if not self._busy():
+                self._progress = time.monotonic()  # idle until now, so not stalled
             self._waiting.append(entry)
             self._changed.notify()
         return handle
@@ -163,7 +170,6 @@ class Engine:
             while True:
                 with self._changed:
                     while not self._busy() and not self._stopping:
-                        self._progress = time.monotonic()
                         self._changed.wait()
                     if self._stopping:
                         break
@@ -182,6 +188,7 @@ class Engine:
                 self._waiting.clear()
             for entry in left:
                 entry.handle.put(EngineStoppedError("the engine stopped before the answer was finished"))
+            self._report()
 
     def _report(self) -> None:
         self._progress = time.monotonic()
@@ -219,12 +226,12 @@ class Engine:
             )
             batch = [self._waiting.popleft() for _ in range(count)]
             self._running += batch
-        for entry, token, logits in self._isolating("prefill", batch, self._prefill):
-            self._guarding("prefill", entry, partial(self._begin, entry, token, logits))
+        for entry, logits in self._isolating("prefill", batch, self._prefill):
+            self._guarding("prefill", entry, partial(self._begin, entry, logits))
 
     def _decode(self) -> None:
-        for entry, token in self._isolating("decode", list(self._running), self._decode_step):
-            self._guarding("decode", entry, partial(self._advance, entry, token))
+        for entry, logits in self._isolating("decode", list(self._running), self._decode_step):
+            self._guarding("decode", entry, partial(self._choose, entry, logits))
 
     def _isolating(self, phase: str, batch: list[_Running], run: Callable[[list[_Running]], list[T]]) -> list[T]:
         """Run a shared step; when it fails, run it sequence by sequence and end only those that fail again."""
@@ -237,9 +244,11 @@ class Engine:
                 self._fail(phase, batch[0], error)
                 return []
             log.warning("%s of %d sequences failed, running them one by one: %r", phase, len(batch), error)
-            return [item for entry in batch for item in self._isolating(phase, [entry], run)]
-        self._observer.stepped(phase, len(batch))
-        return outcome
+        else:
+            self._observer.stepped(phase, len(batch))
+            return outcome
+        # Outside of `except`: the error's traceback would keep the failed step's tensors.
+        return [item for entry in batch for item in self._isolating(phase, [entry], run)]
 
     def _guarding(self, phase: str, entry: _Running, act: Callable[[], None]) -> None:
         try:
@@ -253,7 +262,7 @@ class Engine:
             self._running.remove(entry)
         entry.handle.put(EngineError(f"{phase} failed: {type(error).__name__}"))
 
-    def _prefill(self, batch: list[_Running]) -> list[tuple[_Running, int | None, Tensor]]:
+    def _prefill(self, batch: list[_Running]) -> list[tuple[_Running, Tensor]]:
         adapter, device = self._loaded.adapter, self._loaded.device
         start = time.monotonic()
         sequences = [entry.sequence for entry in batch]
@@ -261,40 +270,36 @@ class Engine:
         self._synchronize()
         encoded = time.monotonic()
         prompts, logits = prefill(adapter, sequences, features, device)
-        begun = []
-        for entry, prompt, row in zip(batch, prompts, logits, strict=True):
-            entry.prompt, entry.cuts, entry.cache_lengths = prompt, prompt.cuts, prompt.cache.lengths
-            entry.admitted, entry.encoded = start, encoded
-            given = entry.sequence.forced_prefix or entry.sequence.score_only
-            begun.append((entry, None if given else self._choose(entry, row), row))
+        self._synchronize()
         prefilled = time.monotonic()
-        for entry in batch:
-            entry.prefilled = prefilled
-        return begun
+        for entry, prompt in zip(batch, prompts, strict=True):
+            entry.prompt, entry.cuts, entry.cache_lengths = prompt, prompt.cuts, prompt.cache.lengths
+            entry.admitted, entry.encoded, entry.prefilled = start, encoded, prefilled
+        return list(zip(batch, logits, strict=True))
 
-    def _begin(self, entry: _Running, token: int | None, logits: Tensor) -> None:
+    def _begin(self, entry: _Running, logits: Tensor) -> None:
         """After prefill: take the first token, repeat a forced prefix, or score a given answer."""
         sequence = entry.sequence
         assert entry.prompt is not None  # noqa: S101
-        entry.prompt.cache.reserve(max(sequence.sampling.max_tokens, len(sequence.score_only)))
+        entry.prompt.cache.reserve(sequence.longest_answer)
         if sequence.score_only:
             self._finish(entry, "stop", self._log_likelihood(entry, logits))
-        elif token is None:
+        elif sequence.forced_prefix:
             self._replay(entry)
         else:
-            self._advance(entry, token)
+            self._choose(entry, logits)
 
-    def _decode_step(self, batch: list[_Running]) -> list[tuple[_Running, int]]:
+    def _decode_step(self, batch: list[_Running]) -> list[tuple[_Running, Tensor]]:
         logits = step(self._loaded.adapter, [self._next_rows(entry) for entry in batch], self._loaded.device)
-        return [(entry, self._choose(entry, row)) for entry, row in zip(batch, logits, strict=True)]
+        return list(zip(batch, logits, strict=True))
 
     def _next_rows(self, entry: _Running) -> StepRows:
         assert entry.prompt is not None  # noqa: S101
         position = entry.sequence.prompt.next_position + len(entry.tokens) - 1
         return StepRows(entry.prompt.cache, (entry.tokens[-1],), position)
 
-    def _choose(self, entry: _Running, logits: Tensor) -> int:
-        return next_token(logits, entry.sequence.sampling, len(entry.tokens))
+    def _choose(self, entry: _Running, logits: Tensor) -> None:
+        self._advance(entry, next_token(logits, entry.sequence.sampling, len(entry.tokens)))
 
     def _replay(self, entry: _Running) -> None:
         """Take over what an earlier attempt emitted, without emitting it again, and go on behind it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -36,13 +37,27 @@ class EngineStoppedError(EngineError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. `temperature` 0 is greedy; `seed` fixes every draw whatever else runs in the batch."""
+    """How to choose tokens. `temperature` 0 is greedy; `seed` fixes every draw whatever else runs in the batch.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0.0 <= self.temperature < math.inf:
+            raise InputError(f"temperature must be finite and not negative, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if "" in self.stop:
+            raise InputError("a stop string must not be empty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +82,11 @@ class Sequence:
     def alone(self) -> bool:
         """Whether the sequence shares the engine with nobody."""
         return self.attempt > 1
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that may follow the prompt."""
+        return len(self.score_only) or self.sampling.max_tokens
 
     @property
     def pruned_length(self) -> int:
@@ -128,6 +148,7 @@ class Handle:
                 yield item
             else:
                 self._outcome = item
+                self._outbox.put(item)  # wakes every other thread that waits
 
     def result(self) -> Result:
         """Wait for the end. Raises the `EngineError` that ended the sequence instead of a result."""
