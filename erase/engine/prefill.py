@@ -26,6 +26,8 @@ class PackedPrompt:
     cache: SequenceCache
     vision: Tensor
     """Per row the index of its unpruned vision token, `TEXT` for a text token; int64 [rows]."""
+    text_before: int
+    """Rows in front of the first unpruned vision token: text that asks about no image, so no query of a cut."""
     offset: int = 0
     """First row in the packed run."""
     done: int = field(default=0)
@@ -104,6 +106,7 @@ def _pack(
                 cuts=sequence.method.cuts(sequence.preselection, adapter.architecture),
                 cache=SequenceCache(adapter.depth),
                 vision=own_vision,
+                text_before=int(is_vision.int().argmax()),
                 offset=offset,
             )
         )
@@ -121,8 +124,7 @@ def _cut(
         return None
     cut = prompt.cuts[prompt.done]
     columns = (prompt.vision != TEXT).nonzero().squeeze(1)
-    queries = (prompt.vision == TEXT).nonzero().squeeze(1)
-    queries = queries[queries > columns[0]]
+    queries = (prompt.vision == TEXT).nonzero().squeeze(1)[prompt.text_before :]
     method = prompt.sequence.method
 
     def attention() -> Tensor:
