@@ -12,10 +12,12 @@ def next_token(logits: Tensor, params: SamplingParams, step: int) -> int:
     """Choose from `logits` [vocabulary] the token number `step` of an answer (greedy ties go to the lowest id)."""
     if params.temperature == 0.0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.double().cpu() / params.temperature, dim=-1)
+    scores = logits.double().cpu()
+    # The highest becomes 0, so that no temperature, however low, makes it infinite.
+    probabilities = torch.softmax((scores - scores.max()) / params.temperature, dim=-1)
     if params.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True, stable=True)
-        # A token stays while the probability before it is below top_p, so at least one always does.
+        # A token stays while the probability before it is below top_p (above 0), so at least one always does.
         ordered[ordered.cumsum(0) - ordered >= params.top_p] = 0.0
         probabilities = torch.zeros_like(probabilities).scatter_(0, order, ordered)
     generator = torch.Generator().manual_seed((params.seed * 1_000_003 + step) % 2**63)

@@ -30,7 +30,8 @@ class TextStream:
         self._ids.append(token)
         before = self._decode(self._ids[self._window : self._decoded])
         after = self._decode(self._ids[self._window :])
-        if not after.endswith(_UNFINISHED):
+        # A token that shows nothing must not become the window: some tokenizers drop the space before its first token.
+        if len(after) > len(before) and not after.endswith(_UNFINISHED):
             self._complete += after[len(before) :]
             self._window, self._decoded = self._decoded, len(self._ids)
         return self._release(final=False)
