@@ -1,0 +1,263 @@
+"""Sequences, observers and references for the tests of the engine; a plain module, so that every file can import it."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from erase_cases import CELL, MERGE, PATCH, GoldenCase, cells_of
+from PIL import Image
+from torch import Tensor
+
+import erase
+from erase.engine import Engine, EngineLimits, Handle, Result, SamplingParams, Sequence
+from erase.methods import method_for
+from erase.methods.base import Method, ScoreContext
+from erase.methods.none import NoPruning
+from erase.models import adapter_for
+from erase.models.loading import LoadedModel
+from erase.models.prompt import PreparedImage, PreparedPrompt, prepare_images, prepare_prompt
+
+TIMEOUT_S = 60.0
+_ids = itertools.count()
+
+
+@dataclass(frozen=True)
+class Sample:
+    image: Image.Image
+    question: str
+    answer: str
+
+
+@dataclass
+class Recorder:
+    """Remembers what the engine reports."""
+
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    loads: list[tuple[int, int, float]] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def stepped(self, phase: str, batch: int) -> None:
+        self.steps.append((phase, batch))
+
+    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None:
+        with self.changed:
+            self.loads.append((running, waiting, cache_tokens))
+            self.changed.notify_all()
+
+    def wait_for_load(self, wanted: Callable[[tuple[int, int, float]], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: bool(self.loads) and wanted(self.loads[-1]), TIMEOUT_S)
+
+
+class Gate(NoPruning):
+    """Holds the engine inside a prefill until opened, so that a test can queue sequences meanwhile."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def postencode(self, features: Tensor, preselection: Any) -> Tensor:
+        self.reached.set()
+        assert self.opened.wait(TIMEOUT_S)
+        return super().postencode(features, preselection)
+
+
+class Failing(Method):
+    """A method that fails when it is asked for scores."""
+
+    name = "failing"
+    scoring = "reference"
+
+    def __init__(self, inner: Method) -> None:
+        self.inner = inner
+
+    def preselect(self, images: List[Tensor]) -> Any:
+        return self.inner.preselect(images)
+
+    def cuts(self, preselection: Any, architecture: Any) -> Any:
+        return self.inner.cuts(preselection, architecture)
+
+    def score(self, context: ScoreContext) -> Tensor:
+        raise ArithmeticError("no scores")
+
+
+@contextmanager
+def running(loaded: LoadedModel, observer: Recorder | None = None, **limits: Any) -> Iterator[Engine]:
+    engine = Engine(loaded, EngineLimits(**limits), observer)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def held(engine: Engine, loaded: LoadedModel) -> Iterator[None]:
+    """Inside, submitted sequences queue up behind one that is being prefilled."""
+    gate = Gate()
+    handle = engine.submit(ask(loaded, "?", method=gate, max_tokens=1))
+    assert gate.reached.wait(TIMEOUT_S)
+    try:
+        yield
+    finally:
+        gate.opened.set()
+    handle.result()
+
+
+def ask(
+    loaded: LoadedModel,
+    question: str,
+    images: List[Image.Image] = (),
+    *,
+    method: Method | None = None,
+    deadline: float | None = None,
+    attempt: int = 1,
+    forced_prefix: tuple[int, ...] = (),
+    score_only: tuple[int, ...] = (),
+    **sampling: Any,
+) -> Sequence:
+    """A sequence as the worker would submit it; without a method nothing is pruned."""
+    method = method or NoPruning()
+    prepared = prepare_images(loaded, images)
+    return Sequence(
+        id=f"sequence-{next(_ids)}",
+        prompt=prepare_prompt(loaded, question, prepared),
+        method=method,
+        preselection=method.preselect([image.cells for image in prepared]),
+        sampling=SamplingParams(**sampling),
+        deadline=deadline,
+        attempt=attempt,
+        forced_prefix=forced_prefix,
+        score_only=score_only,
+    )
+
+
+def results(engine: Engine, sequences: List[Sequence]) -> list[Result]:
+    handles = [engine.submit(sequence) for sequence in sequences]
+    return [handle.result() for handle in handles]
+
+
+def alone(loaded: LoadedModel, sequences: List[Sequence]) -> list[Result]:
+    """Each by itself in an engine that runs nothing else."""
+    with running(loaded, max_running=1) as engine:
+        return [engine.submit(sequence).result() for sequence in sequences]
+
+
+def collect(handle: Handle) -> tuple[list[int], str]:
+    """Ids and text of all events."""
+    ids: list[int] = []
+    text = ""
+    for event in handle.events():
+        ids += event.ids
+        text += event.text
+    return ids, text
+
+
+def same(one: Result, other: Result) -> bool:
+    return (one.tokens, one.text, one.finish_reason, one.cuts, one.cache_lengths) == (
+        other.tokens,
+        other.text,
+        other.finish_reason,
+        other.cuts,
+        other.cache_lengths,
+    ) and torch.equal(one.kept, other.kept)
+
+
+def mixture(loaded: LoadedModel, samples: List[Sample], own: Method) -> list[Sequence]:
+    """Sequences that differ in everything: pruning, image sizes, number of images, sampling."""
+    wide = samples[1].image.resize((336, 196))
+    small = samples[3].image.resize((168, 168))
+    preset = erase.preset("qwen2.5-vl-7b")
+    exact = erase.BinnedPolicy(**vars(preset) | {"scoring": "exact", "layers": (1, 5)})
+    numbers = [sample for sample in samples if sample.answer.isdigit()]
+    return [
+        ask(loaded, samples[0].question, [samples[0].image], method=own, max_tokens=10),
+        ask(loaded, numbers[0].question, [numbers[0].image], max_tokens=7),
+        ask(loaded, numbers[1].question, [numbers[1].image], method=method_for(preset), max_tokens=12),
+        ask(loaded, "what is room ?", [samples[3].image, wide], method=own, max_tokens=9),
+        ask(loaded, "what is speed ?", method=own, max_tokens=5),
+        ask(loaded, "what shape is shown ?", [small], method=method_for(exact), max_tokens=8),
+        ask(loaded, "what color is the star ?", [wide], max_tokens=11),
+        ask(loaded, numbers[2].question, [numbers[2].image], temperature=1.2, top_p=0.95, seed=3, max_tokens=10),
+        ask(loaded, numbers[3].question, [numbers[3].image, small, wide], method=method_for(exact), max_tokens=6),
+    ]
+
+
+def golden_loaded(model: Any) -> LoadedModel:
+    """The golden model, which has neither tokenizer nor image processor."""
+
+    class Numbers:
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(f"{token} " for token in ids)
+
+    return LoadedModel(
+        name="golden",
+        revision="0",
+        model=model,
+        adapter=adapter_for(model),
+        tokenizer=Numbers(),
+        text_tokenizer=None,
+        image_processor=None,
+        policy_file=None,
+    )
+
+
+def golden_sequence(loaded: LoadedModel, case: GoldenCase, **settings: Any) -> Sequence:
+    """A golden case as a sequence for the engine."""
+    method = method_for(erase.BinnedPolicy(**case.entry["policy"]))
+    tokens, grids = case.inputs["input_ids"][0], case.inputs["image_grid_thw"]
+    pixels = case.inputs["pixel_values"].split([int(grid.prod()) for grid in grids])
+    images = tuple(
+        PreparedImage(
+            pixel_values=values,
+            grid_thw=tuple(grid.tolist()),
+            cells=cells_of(image),
+            cell_grid=(image.shape[1] // CELL, image.shape[2] // CELL),
+        )
+        for image, grid, values in zip(case.images, grids, pixels, strict=True)
+    )
+    assert CELL == PATCH * MERGE
+    positions, delta = loaded.adapter.positions(tokens, case.inputs["mm_token_type_ids"][0], grids)
+    prompt = PreparedPrompt(tokens, positions, len(tokens) + delta, images)
+    return Sequence(
+        id=case.entry["name"],
+        prompt=prompt,
+        method=method,
+        preselection=method.preselect([image.cells for image in images]),
+        sampling=SamplingParams(max_tokens=8),
+        **settings,
+    )
+
+
+def again(sequence: Sequence, **changes: Any) -> Sequence:
+    """The same question with some settings changed; sampling settings go to its sampling."""
+    sampling = {key: changes.pop(key) for key in list(changes) if key in SamplingParams.__dataclass_fields__}
+    return replace(sequence, sampling=replace(sequence.sampling, **sampling), **changes)
+
+
+def stock_inputs_for(loaded: LoadedModel, question: str, images: List[Image.Image]) -> dict[str, Tensor]:
+    """What stock transformers code would make of a question, independent of the library's own prompt code."""
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    text = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    inputs: dict[str, Tensor] = {}
+    if images:
+        features = loaded.image_processor(images=list(images), return_tensors="pt")
+        inputs = {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+        first, *rest = text.split("<|image_pad|>")
+        text = first + "".join(
+            "<|image_pad|>" * (int(grid.prod()) // loaded.adapter.merge_size**2) + part
+            for grid, part in zip(features["image_grid_thw"], rest, strict=True)
+        )
+    ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    return inputs | {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == loaded.adapter.image_token_id).int(),
+    }

@@ -1,0 +1,76 @@
+"""Packed prefill, compact cache and decode against the recorded behaviour of the authors' code."""
+
+import pytest
+import torch
+from engine_cases import golden_loaded, golden_sequence, results, running
+from erase_cases import MANIFEST, GoldenCase, load_case
+
+from erase.engine.prefill import PackedPrompt, StepRows, encode_images, prefill, step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def loaded(golden_model):
+    return golden_loaded(golden_model)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [load_case(entry) for entry in MANIFEST]
+
+
+def run(loaded, cases: list[GoldenCase]) -> tuple[list[PackedPrompt], list[tuple[int, ...]], torch.Tensor]:
+    """All cases in one packed prefill and common steps: prompts, cache lengths, logits [cases, 8, vocabulary]."""
+    sequences = [golden_sequence(loaded, case) for case in cases]
+    prompts, logits = prefill(loaded.adapter, sequences, encode_images(loaded.adapter, sequences, CPU), CPU)
+    lengths = [prompt.cache.lengths for prompt in prompts]
+    steps = [logits]
+    for prompt in prompts:
+        prompt.cache.reserve(7)
+    for number in range(7):
+        rows = [
+            StepRows(prompt.cache, (int(token),), prompt.sequence.prompt.next_position + number)
+            for prompt, token in zip(prompts, steps[-1].argmax(-1), strict=True)
+        ]
+        steps.append(step(loaded.adapter, rows, CPU))
+    return prompts, lengths, torch.stack(steps, dim=1)
+
+
+def check(cases: list[GoldenCase], prompts, lengths, logits) -> None:
+    for case, prompt, held, own in zip(cases, prompts, lengths, logits, strict=True):
+        assert torch.equal(prompt.sequence.preselection.kept, case.tensors["stage1_kept"])
+        assert torch.equal(prompt.vision[prompt.vision >= 0], case.tensors["stage2_kept"])
+        assert list(held) == case.entry["cache_lengths"]
+        assert prompt.cache.lengths == tuple(length + 7 for length in held)
+        torch.testing.assert_close(own, case.tensors["logits"], rtol=0, atol=1e-4)
+        assert torch.equal(own.argmax(-1), case.tensors["generated"])
+
+
+def test_a_prompt_alone_reproduces_the_recorded_run(loaded, golden_case):
+    check([golden_case], *run(loaded, [golden_case]))
+
+
+def test_all_prompts_packed_together_reproduce_their_recorded_runs(loaded, cases):
+    check(cases, *run(loaded, cases))
+    check(cases[::-1], *run(loaded, cases[::-1]))
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_running": 2}, {"max_prefill_tokens": 120}], ids=str)
+def test_the_engine_reproduces_the_recorded_runs_however_it_batches_them(loaded, cases, limits):
+    with running(loaded, **limits) as engine:
+        for case, result in zip(cases, results(engine, [golden_sequence(loaded, case) for case in cases]), strict=True):
+            assert list(result.tokens) == case.tensors["generated"].tolist()
+            assert torch.equal(result.kept, case.tensors["stage2_kept"])
+            assert list(result.cache_lengths) == case.entry["cache_lengths"]
+            assert result.finish_reason == "length"
+
+
+@pytest.mark.parametrize("split", range(1, 8))
+def test_recorded_answers_can_be_resumed_anywhere(loaded, cases, split):
+    sequences = [
+        golden_sequence(loaded, case, forced_prefix=tuple(case.tensors["generated"][:split].tolist())) for case in cases
+    ]
+    with running(loaded) as engine:
+        for case, result in zip(cases, results(engine, sequences), strict=True):
+            assert list(result.tokens) == case.tensors["generated"].tolist()
