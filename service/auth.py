@@ -15,15 +15,15 @@ class ApiKeys:
     """The configured keys, known by their SHA-256 only."""
 
     def __init__(self, configured: str) -> None:
-        self._digests = parse_api_keys(configured)
+        self._owners = parse_api_keys(configured)
 
     def owner(self, key: str | None) -> str:
         """Name of the key's owner. Raises `UnauthorizedError`. Takes the same time whichever key it is."""
-        if not self._digests:
+        if not self._owners:
             return ANONYMOUS
         digest = hashlib.sha256((key or "").encode()).hexdigest()
         found = None
-        for name, known in self._digests.items():
+        for known, name in self._owners.items():
             if hmac.compare_digest(digest, known):
                 found = name
         if found is None or not key:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from worker import ledger
 from worker.contract import EventType, TokenPayload
@@ -18,6 +18,7 @@ from worker.contract import EventType, TokenPayload
 log = logging.getLogger(__name__)
 MOST_PER_ROUND = 256
 RETRY_S = 0.2
+PASSING_REFUSALS = (OutOfMemoryError, ReadOnlyError)
 
 
 class EmitStalledError(Exception):
@@ -105,5 +106,14 @@ class Emitter:
             try:
                 return ledger.execute_many(self._client, steps)
             except RedisError as error:
+                if isinstance(error, ResponseError) and not isinstance(error, PASSING_REFUSALS):
+                    return self._isolate(steps, error)
                 log.warning("cannot write events, trying again: %s", error)
                 time.sleep(RETRY_S)
+
+    def _isolate(self, steps: list[ledger.Transition[ledger.Written]], error: ResponseError) -> list[ledger.Written]:
+        """Redis refuses something in this round for good: only its own attempt may end by that."""
+        if len(steps) > 1:
+            return [reply for step in steps for reply in self._execute([step])]
+        log.error("an event cannot be written: %s", error)
+        return [ledger.Written(False, "refused")]

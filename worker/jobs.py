@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from dataclasses import dataclass, field
@@ -130,9 +131,8 @@ class JobRunner:
         """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
         self._failpoints.reach("before_lease")
         settings = self._settings
-        lease = execute(
-            self._client, ledger.lease(job_id, self._name, int(settings.lease_s * 1000), settings.max_attempts)
-        )
+        holder = f"{self._name}/{secrets.token_hex(4)}"
+        lease = execute(self._client, ledger.lease(job_id, holder, int(settings.lease_s * 1000), settings.max_attempts))
         if lease.job is None:
             self._metrics.wakeups_dropped.labels(lease.status).inc()
             return
@@ -270,11 +270,11 @@ class JobRunner:
         try:
             pictures = [decode_image(fetch_image(self._client, image), image) for image in request.images]
             images = prepare_images(self._loaded, pictures)
-            prompt = prepare_prompt(self._loaded, request.prompt, images)
         except ImageLostError as error:
             raise JobError("image-lost", str(error)) from None
         except (BadImageError, InputError) as error:
             raise JobError("invalid-image", str(error)) from None
+        prompt = prepare_prompt(self._loaded, request.prompt, images)
         method = method_of(plan)
         options = request.generation
         return Sequence(

@@ -217,8 +217,11 @@ class Lease:
     """How many attempts count so far, this one included; from the second on the job runs alone."""
 
 
-def lease(job_id: str, worker: str, lease_ms: int, max_attempts: int) -> Transition[Lease]:
-    """Take a job for `lease_ms`; the job's `attempt` is then the fencing number of all writes."""
+def lease(job_id: str, holder: str, lease_ms: int, max_attempts: int) -> Transition[Lease]:
+    """Take a job for `lease_ms`; the job's `attempt` is then the fencing number of all writes.
+
+    `holder` is a name that no other call uses: then a call whose reply was lost can be repeated.
+    """
 
     def parse(reply: list[Any]) -> Lease:
         status = _text(reply[0])
@@ -227,7 +230,7 @@ def lease(job_id: str, worker: str, lease_ms: int, max_attempts: int) -> Transit
         flat = [_text(value) for value in reply[2]]
         return Lease(status, Job.from_fields(dict(zip(flat[::2], flat[1::2], strict=True))), int(reply[1]))
 
-    return Transition("lease", (job_id, worker, lease_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
+    return Transition("lease", (job_id, holder, lease_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
 
 
 GAP = "gap"
@@ -267,7 +270,7 @@ def emit(job_id: str, attempt: int, number: int, event: EventType, data: str) ->
 
 
 def finish(job_id: str, attempt: int, outcome: Outcome) -> Transition[Written]:
-    """End the job with its outcome; the first to finish wins."""
+    """End the job with its outcome; the first to finish wins, and may repeat itself."""
     succeeded = outcome.answer is not None
     state = JobState.SUCCEEDED if succeeded else JobState.FAILED
     event = EventType.RESULT if succeeded else EventType.ERROR

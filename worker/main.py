@@ -15,12 +15,13 @@ from worker.settings import Settings
 
 log = logging.getLogger("worker")
 SPARE_THREADS = 2
+ENGINE_DIED = 1
 
 
 def run_worker(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; running jobs get `ERASE_DRAIN_S` to finish, the rest are given back.
 
-    Returns the exit status: 0 after a stop, 2 when the worker cannot start.
+    Returns the exit status: 0 after a stop, 1 when the engine died, 2 when the worker cannot start.
     """
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -40,6 +41,15 @@ def run_worker(settings: Settings) -> int:
         timer.start()
 
     worker_shutting_down.connect(on_shutting_down)
+    status = _consume(runtime)
+    died = not runtime.engine.alive
+    runtime.stop()
+    return ENGINE_DIED if died else status
+
+
+def _consume(runtime: WorkerRuntime) -> int:
+    """Run Celery's consumer until a signal; its exit status."""
+    settings = runtime.settings
     try:
         runtime.app.worker_main(
             [
@@ -56,6 +66,4 @@ def run_worker(settings: Settings) -> int:
         )
     except SystemExit as stop:
         return int(stop.code or 0)
-    finally:
-        runtime.stop()
     return 0

@@ -20,6 +20,8 @@ class WorkerMetrics:
         self.wakeups_dropped = Counter(
             "erase_wakeups_dropped", "Wake-ups without work to do", ["reason"], registry=registry
         )
+        for reason in ("taken", "finished", "gone"):
+            self.wakeups_dropped.labels(reason)
         self.prompt_tokens = Counter("erase_prompt_tokens", "Prompt tokens before pruning", registry=registry)
         self.generation_tokens = Counter("erase_generation_tokens", "Tokens generated", registry=registry)
         self.vision_tokens = Counter("erase_vision_tokens", "Vision tokens by stage", ["stage"], registry=registry)

@@ -90,15 +90,14 @@ class Settings(BaseSettings):
 
 
 def parse_api_keys(value: str) -> dict[str, str]:
-    """Owner name -> SHA-256 of its key (hex). Raises ValueError on anything else."""
-    keys = {}
+    """SHA-256 of a key (hex) -> its owner. A name may stand for several keys. Raises ValueError on anything else."""
+    keys: dict[str, str] = {}
     for pair in filter(None, (part.strip() for part in value.split(","))):
         name, _, digest = pair.partition(":")
         if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise ValueError("expected NAME:SHA256 pairs separated by commas (make one with `erase-serve key NAME`)")
-        if name in keys:
-            raise ValueError(f"the name {name} appears twice: give each key a name of its own")
-        keys[name] = digest
+        if keys.setdefault(digest, name) != name:
+            raise ValueError(f"{name} and {keys[digest]} have the same key: make one for each")
     return keys
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker import ledger
 from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, WORKERS_KEY
@@ -67,7 +67,11 @@ class Sweeper:
         woken = 0
         for raw in due:
             job_id = raw.decode()
-            swept = ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts))
+            try:
+                swept = ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts))
+            except ResponseError:
+                log.exception("job %s cannot be checked; the sweep goes on", job_id)
+                continue
             if swept.action == "wake":
                 self._wake(job_id, swept.subject)
                 woken += 1
@@ -80,7 +84,11 @@ class Sweeper:
     def _forget_dead_workers(self, now_ms: int) -> None:
         workers = cast("dict[bytes, bytes]", self._client.hgetall(WORKERS_KEY))
         for worker, info in workers.items():
-            if json.loads(info)["heartbeat_ms"] < now_ms - FORGET_WORKER_AFTER_MS:
+            try:
+                forgotten = json.loads(info)["heartbeat_ms"] < now_ms - FORGET_WORKER_AFTER_MS
+            except (ValueError, KeyError, TypeError):
+                forgotten = True
+            if forgotten:
                 self._client.hdel(WORKERS_KEY, worker)
 
 

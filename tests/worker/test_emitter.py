@@ -266,3 +266,16 @@ def test_everything_arrives_after_redis_was_stopped_and_started_again(tmp_path: 
             assert field(client, "seq") == "4"
             emitter.stop()
             client.close()
+
+
+def test_a_job_whose_record_is_broken_ends_alone(redis_client: redis.Redis, emitter: Emitter) -> None:
+    refused = threading.Event()
+    broken, sound = held(redis_client, "job_0", refused.set), held(redis_client)
+    redis_client.delete(events_key("job_0"))
+    redis_client.set(events_key("job_0"), "no stream at all")
+    send(emitter, broken, "ab")
+    send(emitter, sound, "cd")
+    emitter.start()
+    emitter.flush(sound, 10)
+    assert words(redis_client) == "cd"
+    assert refused.wait(10)

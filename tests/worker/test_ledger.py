@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -95,8 +96,8 @@ def counter(client: redis.Redis, name: str) -> int:
     return int(client.hget(COUNTERS_KEY, name) or 0)  # type: ignore[arg-type]
 
 
-def take(client: redis.Redis, job_id: str = "job_1", worker: str = "w1", lease_ms: int = LEASE_MS) -> ledger.Lease:
-    return execute(client, ledger.lease(job_id, worker, lease_ms, 3))
+def take(client: redis.Redis, job_id: str = "job_1", holder: str = "", lease_ms: int = LEASE_MS) -> ledger.Lease:
+    return execute(client, ledger.lease(job_id, holder or uuid4().hex, lease_ms, 3))
 
 
 def lose_lease(client: redis.Redis, job_id: str = "job_1") -> None:
@@ -186,13 +187,13 @@ class TestLease:
     def test_a_live_lease_is_not_taken_over(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
-        assert take(redis_client, worker="w2").status == "taken"
+        assert take(redis_client, holder="w2").status == "taken"
 
     def test_an_expired_lease_is_taken_over_with_the_next_attempt(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
         lose_lease(redis_client)
-        lease = take(redis_client, worker="w2")
+        lease = take(redis_client, holder="w2")
         assert (lease.status, lease.tries) == ("granted", 2)
         assert lease.job is not None
         assert lease.job.attempt == 2
@@ -228,6 +229,13 @@ class TestLease:
             assert execute(redis_client, ledger.release("job_1", attempt)).ok
             assert state(redis_client) is JobState.ACCEPTED
 
+    def test_a_lease_whose_reply_was_lost_can_be_asked_for_again(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        first, again = (take(redis_client, holder="w1/call") for _ in range(2))
+        assert first.job is not None
+        assert again.job is not None
+        assert (first.job.attempt, first.tries) == (again.job.attempt, again.tries) == (1, 1)
+
 
 class TestFencedWrites:
     @pytest.mark.parametrize(
@@ -246,7 +254,7 @@ class TestFencedWrites:
         execute(redis_client, ledger.accept(new_job()))
         take(redis_client)
         lose_lease(redis_client)
-        take(redis_client, worker="w2")
+        take(redis_client, holder="w2")
         before = redis_client.hgetall(job_key("job_1"))
         assert execute(redis_client, write) == ledger.Written(False, "running")
         assert redis_client.hgetall(job_key("job_1")) == before
@@ -268,7 +276,7 @@ class TestFencedWrites:
         other = PLAN.model_copy(update={"seed": 8})
         assert execute(redis_client, ledger.freeze("job_1", 1, PLAN)) == PLAN
         lose_lease(redis_client)
-        lease = take(redis_client, worker="w2")
+        lease = take(redis_client, holder="w2")
         assert lease.job is not None
         assert lease.job.plan == PLAN
         assert execute(redis_client, ledger.freeze("job_1", 2, other)) == PLAN
@@ -364,6 +372,14 @@ class TestEnding:
         assert execute(redis_client, ledger.expire("job_1")) is JobState.ACCEPTED
         pass_deadline(redis_client)
         assert execute(redis_client, ledger.expire("job_1")) is JobState.EXPIRED
+
+    def test_a_finish_whose_reply_was_lost_can_be_repeated_and_no_other_one(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        take(redis_client)
+        assert all(execute(redis_client, ledger.finish("job_1", 1, answer())).ok for _ in range(2))
+        assert not execute(redis_client, ledger.finish("job_1", 1, FAILED)).ok
+        assert not execute(redis_client, ledger.finish("job_1", 2, answer())).ok
+        assert len(final_events(redis_client)) == 1
 
 
 class TestSweep:
@@ -516,7 +532,8 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(attempt=_ATTEMPTS, outcome=st.sampled_from([answer(), FAILED]))
     def finish(self, attempt: int, outcome: Outcome) -> None:
         written = execute(self.client, ledger.finish("job_1", attempt, outcome))
-        assert not (written.ok and self.ended)
+        if written.ok and self.ended:
+            assert Outcome.model_validate_json(self.ended[1]) == outcome, "only a repetition may be told yes"
 
     @rule(attempt=_ATTEMPTS)
     def release(self, attempt: int) -> None:

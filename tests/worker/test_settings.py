@@ -19,7 +19,7 @@ WRONG = [
     ("ERASE_API_KEYS", "ada:1234"),
     ("ERASE_API_KEYS", f"ada:{DIGEST.upper()}"),
     ("ERASE_API_KEYS", f":{DIGEST}"),
-    ("ERASE_API_KEYS", f"ada:{DIGEST},ada:{'cd' * 32}"),
+    ("ERASE_API_KEYS", f"ada:{DIGEST},bob:{DIGEST}"),
     ("ERASE_MAX_BODY_BYTES", "10"),
     ("ERASE_MAX_IMAGES", "0"),
     ("ERASE_MAX_IMAGES", "65"),
@@ -130,5 +130,9 @@ def test_a_refused_key_does_not_appear_in_the_message(monkeypatch: pytest.Monkey
 
 
 def test_api_keys_are_pairs_with_spaces_and_empty_parts_allowed() -> None:
-    assert parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32},") == {"ada": DIGEST, "bob": "cd" * 32}
+    assert parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32},") == {DIGEST: "ada", "cd" * 32: "bob"}
     assert parse_api_keys("") == {}
+
+
+def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
+    assert parse_api_keys(f"ada:{DIGEST},ada:{'cd' * 32}") == {DIGEST: "ada", "cd" * 32: "ada"}

@@ -51,6 +51,17 @@ class TestOneSweep:
         assert make(redis_client, woken).sweep() == 1
         assert woken == [("job_1", queue_name(priority))]
 
+    def test_a_broken_record_does_not_keep_the_others_from_being_rescued(
+        self, redis_client: redis.Redis, woken: Woken
+    ) -> None:
+        redis_client.set(job_key("job_0"), "no hash at all")
+        redis_client.hset(WORKERS_KEY, "broken", "{}")
+        accept(redis_client)
+        due_now(redis_client, "job_0", "job_1")
+        assert make(redis_client, woken).sweep() == 1
+        assert woken == [("job_1", INTERACTIVE)]
+        assert not redis_client.hexists(WORKERS_KEY, "broken")
+
     def test_a_job_is_not_woken_before_its_time(self, redis_client: redis.Redis, woken: Woken) -> None:
         accept(redis_client)
         assert make(redis_client, woken).sweep() == 0

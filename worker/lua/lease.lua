@@ -4,7 +4,11 @@ local now = now_ms()
 local state = field(id, 'state')
 if not state then return {'gone'} end
 if FINAL[state] then return {'finished', state} end
-if state == 'running' and number(id, 'lease_until_ms') > now then return {'taken'} end
+if state == 'running' and number(id, 'lease_until_ms') > now then
+  -- The holder's name is new with each call, so this is the repetition of a call whose reply was lost.
+  if field(id, 'worker') == worker then return {'granted', failures(id), redis.call('HGETALL', job_key(id))} end
+  return {'taken'}
+end
 if now >= number(id, 'deadline_ms') then
   close(id, 'expired', 'error', expired)
   return {'finished', 'expired'}
