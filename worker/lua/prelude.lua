@@ -22,10 +22,10 @@ local function number(id, name) return tonumber(field(id, name) or '0') end
 -- When `open` is to be looked at again: never after the deadline, or a renewed lease would keep a job open for ever.
 local function check_at(id, at) redis.call('ZADD', OPEN, math.min(at, number(id, 'deadline_ms')), id) end
 
+-- The event first: a script that fails is not rolled back, and a number without its event would pass for written.
 local function append(id, type, data)
-  local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
-  redis.call('XADD', events_key(id), seq .. '-0', 'type', type, 'data', data)
-  return seq
+  redis.call('XADD', events_key(id), string.format('%d-0', number(id, 'seq') + 1), 'type', type, 'data', data)
+  redis.call('HINCRBY', job_key(id), 'seq', 1)
 end
 
 local function notify(id)
