@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+# Not from the top: in 5.17 that name refuses to work without torchvision, which the PIL backend does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from erase.errors import UnsupportedError
 from erase.models import SUPPORTED, adapter_for
