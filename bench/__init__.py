@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.NAME`, each one command that prints a table and can write JSON."""

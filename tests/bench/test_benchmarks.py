@@ -1,0 +1,138 @@
+"""Every benchmark runs to its end with tiny settings, and fails loudly when an answer is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import engine, load, stack
+from bench.flops import request_flops
+from bench.models import endless_model, image_size
+from bench.pages import page
+from bench.report import BenchmarkError
+from bench.sides import StockSide
+from erase.engine import Sequence
+from erase.engine.prefill import encode_images, prefill
+from erase.methods import method_for
+from erase.models.loading import LoadedModel
+from erase.models.prompt import prepare_images, prepare_prompt
+
+TINY_ENGINE = ["--vision-tokens", "36", "--output-tokens", "3", "--concurrency", "1,2", "--repetitions", "1"]
+TINY_STACK = ["--concurrency", "2", "--repetitions", "1", "--unloaded-requests", "1", "--requests", "4"]
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return endless_model("demo", "cpu", "float32")
+
+
+def test_the_engine_benchmark_prints_a_table_and_writes_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "engine.json"
+    assert engine.main([*TINY_ENGINE, "--retention", "0.25,0.5", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    sides = [(row["concurrency"], row["side"]) for row in report["rows"]]
+    names = ["unpruned", "pruned 0.25", "pruned 0.5", "stock generate"]
+    assert sides == [(concurrency, name) for concurrency in (1, 2) for name in names]
+    kept = {row["side"]: row["kept"] for row in report["rows"]}
+    assert kept == {"unpruned": 36, "pruned 0.25": 9, "pruned 0.5": 18, "stock generate": 36}
+    assert all(row["flops_speedup"] >= 1.0 for row in report["rows"])
+    assert report["machine"]["commit"]
+    assert "| stock generate |" in capsys.readouterr().out
+
+
+def test_the_engine_benchmark_fails_when_the_engine_answers_something_else_than_generate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = StockSide.tokens_and_logits
+
+    def other(side: StockSide, prompts: list[object], answer: int) -> tuple[list[list[int]], torch.Tensor]:
+        tokens, logits = honest(side, prompts, answer)  # type: ignore[arg-type]
+        return [[*row[:-1], (row[-1] + 1) % 100] for row in tokens], logits * 1000
+
+    monkeypatch.setattr(StockSide, "tokens_and_logits", other)
+    assert engine.main([*TINY_ENGINE, "--retention", "0.5"]) == 1
+    assert "differs from stock generate at token 2" in capsys.readouterr().err
+
+
+def test_the_engine_benchmark_says_when_the_model_makes_another_number_of_tokens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert engine.main(["--vision-tokens", "1280"]) == 1
+    assert "choose --vision-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.system
+def test_the_stack_benchmark_runs_pruned_and_unpruned_and_measures_the_overhead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [load.sample_questions()[number] for number in (0, 9)]
+    monkeypatch.setattr(stack, "sample_questions", lambda: few)
+    file = tmp_path / "stack.json"
+    assert stack.main([*TINY_STACK, "--json", str(file)]) == 0, capsys.readouterr().err
+    report = json.loads(file.read_text())
+    by_side = {row["side"]: row for row in report["rows"]}
+    assert by_side["pruned"]["token_reduction"] > 0.3
+    assert by_side["unpruned"]["token_reduction"] == 0.0
+    assert all(row["requests"] == 4 and row["failed"] == 0.0 for row in report["rows"])
+    assert all(0 < overhead["overhead_p50"] < overhead["wall_p50"] for overhead in report["overhead"])
+
+
+def test_the_stack_benchmark_fails_where_no_service_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stack.main(["--url", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_wrong_and_missing_answers_end_the_stack_benchmark() -> None:
+    question = load.Question("what is page ?", b"")
+    right = load.Reply(question, 0.1, answer={"answer": "2389"})
+
+    def check(*replies: load.Reply) -> None:
+        stack._refuse_wrong({1: {"pruned": [load.Load(replies, 1.0)]}}, {("pruned", question): "2389"})
+
+    check(right, load.Reply(question, 0.1, refused=True, problem="queue-full"))
+    with pytest.raises(BenchmarkError, match="1 of 2 answers differ"):
+        check(right, replace(right, answer={"answer": "1"}))
+    with pytest.raises(BenchmarkError, match="1 of 2 requests failed"):
+        check(right, load.Reply(question, 0.1, problem="the stream ended without a result"))
+
+
+def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:
+    # PyTorch's counter sees every linear layer, but not attention on CPU, which is written out here.
+    images = prepare_images(demo, [page(0, *image_size(36))])
+    prompt = prepare_prompt(demo, "what is page ?", images)
+    method = method_for(None)
+    sequence = Sequence("0", prompt, method, method.preselect([images[0].cells]))
+    with torch.inference_mode(), FlopCounterMode(display=False) as encode:
+        features = encode_images(demo.adapter, [sequence], demo.device)
+    with torch.inference_mode(), FlopCounterMode(display=False) as decoder:
+        prefill(demo.adapter, [sequence], features, demo.device)
+    depth, length = demo.adapter.depth, len(prompt.tokens)
+    counted = request_flops(demo.model.config, [images[0].cell_grid], [length] * depth, [length] * depth, 1)
+    full, windows = 2 * 144**2, 2 * (64**2 + 2 * 32**2 + 16**2)
+    assert counted.encode - 4 * 128 * (full + windows) == encode.get_total_flops()
+    assert counted.prefill - depth * 4 * 192 * length * (length + 1) / 2 == decoder.get_total_flops()
+    assert counted.decode == 0
+
+
+def test_pages_are_the_same_every_time_and_differ_in_complexity(demo: LoadedModel) -> None:
+    assert page(1, 280, 280).tobytes() == page(1, 280, 280).tobytes()
+    method = method_for(None)
+    cells = [image.cells for image in prepare_images(demo, [page(number, 280, 280) for number in range(3)])]
+    assert len({round(image.complexity, 1) for image in method.preselect(cells).images}) == 3
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(169, (364, 364)), (1280, (1120, 896)), (4096, (1792, 1792))])
+def test_images_have_exactly_the_vision_tokens_asked_for(tokens: int, size: tuple[int, int]) -> None:
+    assert image_size(tokens) == size
+
+
+def test_strips_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match="no image of usual shape"):
+        image_size(127)
