@@ -52,6 +52,11 @@ class BinnedPolicy:
         if self.scoring not in SCORINGS:
             raise PolicyError(f"scoring must be one of {', '.join(SCORINGS)}, got {self.scoring!r}")
 
+    @property
+    def retention(self) -> float:
+        """The dial: the fraction of vision tokens that is left at the end."""
+        return self.final_retention
+
     def with_retention(self, retention: float) -> "BinnedPolicy":
         """The same policy with another final retention; a lower one never keeps more, in either stage."""
         return replace(self, final_retention=retention)

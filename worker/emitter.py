@@ -14,15 +14,12 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 
 from worker import ledger
 from worker.contract import EventType, TokenPayload
+from worker.errors import EmitStalledError
 
 log = logging.getLogger(__name__)
 MOST_PER_ROUND = 256
 RETRY_S = 0.2
 PASSING_REFUSALS = (OutOfMemoryError, ReadOnlyError)
-
-
-class EmitStalledError(Exception):
-    """Events could not be written within the time allowed."""
 
 
 @dataclass(eq=False)

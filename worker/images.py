@@ -13,17 +13,10 @@ import redis
 from PIL import Image, ImageOps
 
 from worker.contract import ImageReference, image_key
+from worker.errors import BadImageError, ImageLostError
 
 # Pixels are limited by the header check at admission; Pillow's own limit would warn or refuse.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class ImageLostError(Exception):
-    """The stored bytes are gone."""
-
-
-class BadImageError(Exception):
-    """The bytes are no usable image; the message is fit for the client."""
 
 
 def fetch_image(client: redis.Redis, reference: ImageReference) -> bytes:

@@ -19,45 +19,30 @@ from erase.engine import (
     EngineError,
     EngineStoppedError,
     Handle,
-    SamplingParams,
-    Sequence,
 )
-from erase.errors import InputError, PolicyError
 from erase.models.loading import LoadedModel
-from erase.models.prompt import prepare_images, prepare_prompt
 from worker import ledger
 from worker.answer import JobTimes, build_answer
-from worker.contract import Answer, EventType, JobState, Outcome, Plan, TokenPayload, problem
-from worker.emitter import EmitStalledError, Emitter, EventWriter
+from worker.contract import JobState, Outcome, Plan, TokenPayload, problem
+from worker.emitter import Emitter, EventWriter
+from worker.errors import (
+    AbandonedError,
+    EmitStalledError,
+    FencedError,
+    GiveBackError,
+    JobError,
+    ModelChangedError,
+    TooLongError,
+)
 from worker.failpoints import Failpoints
-from worker.images import BadImageError, ImageLostError, decode_image, fetch_image
 from worker.leases import LeaseKeeper
 from worker.ledger import Job, execute
 from worker.metrics import WorkerMetrics
-from worker.policies import PolicyBook, UnknownPolicyError, method_of
+from worker.policies import PolicyBook
+from worker.preparing import prepare_sequence
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-class GiveBackError(Exception):
-    """The worker is stopping: the job was given back and its wake-up must be queued again."""
-
-
-class FencedError(Exception):
-    """Another attempt or an outcome holds the job now: nothing of ours may be written."""
-
-
-class AbandonedError(Exception):
-    """This process cannot finish the job; when its lease runs out, the sweeper hands it on."""
-
-
-class JobError(Exception):
-    """The job ends with this problem."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.outcome = Outcome(problem=problem(kind, detail))
 
 
 @dataclass(eq=False)
@@ -175,7 +160,7 @@ class JobRunner:
             return "fenced"
         self._failpoints.reach("after_finish")
         if outcome.answer is not None:
-            self._observe(outcome.answer)
+            self._metrics.observe(outcome.answer)
         return "succeeded" if outcome.answer is not None else "failed"
 
     def _expire(self, job: Job) -> str:
@@ -208,7 +193,9 @@ class JobRunner:
     def _answer(self, attempt: _Attempt) -> Outcome:
         job = attempt.job
         plan = self._frozen_plan(job)
-        sequence = self._prepare(attempt, plan)
+        sequence = prepare_sequence(
+            self._client, self._loaded, job, plan, deadline=attempt.deadline, tries=attempt.tries
+        )
         prepared = time.monotonic()
         self._failpoints.reach("after_preprocess")
         if attempt.lost.is_set():
@@ -218,7 +205,7 @@ class JobRunner:
         try:
             handle = self._engine.submit(sequence)
         except ContextLengthError as error:
-            raise JobError("context-length", str(error)) from None
+            raise TooLongError(str(error)) from None
         attempt.handle = handle
         if attempt.lost.is_set() or self._draining.is_set():
             handle.cancel()
@@ -253,67 +240,9 @@ class JobRunner:
         if job.plan is not None and job.plan.model_revision == self._loaded.revision:
             return job.plan
         if job.plan is not None and job.last_event > 0:
-            raise JobError("model-changed", "The answer had begun on another model revision and cannot be continued.")
-        try:
-            plan = self._book.plan(job.request, self._loaded)
-        except (UnknownPolicyError, PolicyError) as error:
-            raise JobError("unknown-policy", str(error)) from None
+            raise ModelChangedError("The answer had begun on another model revision and cannot be continued.")
+        plan = self._book.plan(job.request, self._loaded)
         frozen = execute(self._client, ledger.freeze(job.id, job.attempt, plan, replace=job.plan is not None))
         if frozen is None:
             raise FencedError
         return frozen
-
-    def _prepare(self, attempt: _Attempt, plan: Plan) -> Sequence:
-        """Everything that needs no GPU: fetch, decode, resize, stage 1, tokens and positions."""
-        job = attempt.job
-        request = job.request
-        try:
-            pictures = [decode_image(fetch_image(self._client, image), image) for image in request.images]
-            images = prepare_images(self._loaded, pictures)
-        except ImageLostError as error:
-            raise JobError("image-lost", str(error)) from None
-        except (BadImageError, InputError) as error:
-            raise JobError("invalid-image", str(error)) from None
-        prompt = prepare_prompt(self._loaded, request.prompt, images)
-        method = method_of(plan)
-        options = request.generation
-        return Sequence(
-            id=job.id,
-            prompt=prompt,
-            method=method,
-            preselection=method.preselect([image.cells for image in images]),
-            sampling=SamplingParams(
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                seed=plan.seed,
-                stop=options.stop,
-            ),
-            deadline=attempt.deadline,
-            attempt=attempt.tries,
-            forced_prefix=self._emitted(job),
-        )
-
-    def _emitted(self, job: Job) -> tuple[int, ...]:
-        """Tokens that earlier attempts emitted."""
-        if job.last_event == 0:
-            return ()
-        events = ledger.read_events(self._client, job.id)
-        payloads = [TokenPayload.model_validate_json(e.data) for e in events if e.type == EventType.TOKEN]
-        return tuple(token for payload in payloads for token in payload.ids)
-
-    def _observe(self, answer: Answer) -> None:
-        metrics, usage, times = self._metrics, answer.usage, answer.timings_ms
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
-        if usage.vision_tokens.input:
-            for stage, count in usage.vision_tokens:
-                metrics.vision_tokens.labels(stage).inc(count)
-            metrics.retention.labels("final").observe(answer.pruning.final)
-            metrics.retention.labels("layer_average").observe(answer.pruning.layer_average)
-        for image in answer.images:
-            metrics.complexity.observe(image.complexity)
-        for phase in ("queue", "preprocess", "encode", "prefill", "decode"):
-            metrics.phase.labels(phase).observe(getattr(times, phase) / 1000)
-        metrics.first_token.observe(times.first_token / 1000)
-        metrics.latency.observe(times.total / 1000)

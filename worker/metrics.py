@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from worker.contract import Answer
+
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NATS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.6)
@@ -52,3 +54,20 @@ class WorkerMetrics:
             "erase_model_info", "Model served", ["model", "revision", "device", "dtype", "policy"], registry=registry
         )
         self.build_info = Gauge("erase_build_info", "Version", ["version", "contract", "component"], registry=registry)
+
+    def observe(self, answer: Answer) -> None:
+        """Count what one answer took and saved."""
+        usage, times = answer.usage, answer.timings_ms
+        self.prompt_tokens.inc(usage.prompt_tokens)
+        self.generation_tokens.inc(usage.completion_tokens)
+        if usage.vision_tokens.input:
+            for stage, count in usage.vision_tokens:
+                self.vision_tokens.labels(stage).inc(count)
+            self.retention.labels("final").observe(answer.pruning.final)
+            self.retention.labels("layer_average").observe(answer.pruning.layer_average)
+        for image in answer.images:
+            self.complexity.observe(image.complexity)
+        for phase in ("queue", "preprocess", "encode", "prefill", "decode"):
+            self.phase.labels(phase).observe(getattr(times, phase) / 1000)
+        self.first_token.observe(times.first_token / 1000)
+        self.latency.observe(times.total / 1000)

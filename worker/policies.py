@@ -12,14 +12,11 @@ from erase.methods.base import Method
 from erase.models.loading import LoadedModel
 from erase.policy import Policy, policy_from_dict, policy_to_dict
 from worker.contract import JobRequest, Plan
+from worker.errors import UnknownPolicyError
 from worker.settings import Settings
 
 NONE = "none"
 DEFAULT_PRESETS = {"qwen2_5_vl": "qwen2.5-vl-7b"}
-
-
-class UnknownPolicyError(Exception):
-    """A request names a policy that this worker does not have; the message names those it has."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class PolicyBook:
         """Decide what a job gets; drawn seeds are frozen with it.
 
         Raises:
-            UnknownPolicyError: a name that is not in the book.
+            UnknownPolicyError: a name that is not in the book, or a retention that the policy cannot have.
         """
         options = request.pruning
         name = NONE if options.method == "none" else options.policy or self.default
@@ -48,14 +45,17 @@ class PolicyBook:
                 raise UnknownPolicyError(f"there is no pruning policy {name!r}; known: {', '.join(self.names)}")
             policy = self.policies[name]
             if options.retention is not None:
-                policy = policy.with_retention(options.retention)
+                try:
+                    policy = policy.with_retention(options.retention)
+                except PolicyError as error:
+                    raise UnknownPolicyError(str(error)) from None
         seed = request.generation.seed
         return Plan(
             model=loaded.name,
             model_revision=loaded.revision,
             policy=name,
             policy_settings=None if policy is None else policy_to_dict(policy),
-            retention=None if policy is None else policy.final_retention,
+            retention=None if policy is None else policy.retention,
             seed=secrets.randbits(62) if seed is None else seed,
         )
 

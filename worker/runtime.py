@@ -27,8 +27,9 @@ from erase.models.prompt import prepare_images, prepare_prompt
 from worker.app import make_app, wake
 from worker.contract import CONTRACT_VERSION, WORKERS_KEY, JobRequest, WorkerInfo
 from worker.emitter import Emitter
+from worker.errors import GiveBackError
 from worker.failpoints import Failpoints
-from worker.jobs import GiveBackError, JobRunner
+from worker.jobs import JobRunner
 from worker.leases import LeaseKeeper
 from worker.metrics import WorkerMetrics
 from worker.policies import method_of, policy_book

@@ -7,16 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from erase.engine.prefill import PackedPrompt, StepRows, encode_images, prefill, step
+from erase.engine.prefill import encode_images, prefill, step
+from erase.engine.running import RunningSequence
 from erase.engine.sampling import next_token
-from erase.engine.scheduler import Candidate, admit
+from erase.engine.scheduler import admit
 from erase.engine.sequence import (
     CancelledError,
     ContextLengthError,
@@ -24,14 +25,10 @@ from erase.engine.sequence import (
     EngineError,
     EngineStoppedError,
     Handle,
-    PhaseTimes,
-    Result,
     Sequence,
-    TokenEvent,
 )
 from erase.engine.text import TextStream
 from erase.errors import InputError
-from erase.methods.base import Cut
 from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -69,28 +66,6 @@ class _Silent:
     def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None: ...
 
 
-@dataclass(eq=False)
-class _Running:
-    """A sequence inside the engine."""
-
-    sequence: Sequence
-    handle: Handle
-    text: TextStream
-    submitted: float
-    tokens: list[int] = field(default_factory=list)
-    unsent: list[int] = field(default_factory=list)
-    prompt: PackedPrompt | None = None
-    cache_lengths: tuple[int, ...] = ()
-    cuts: tuple[Cut, ...] = ()
-    admitted: float = 0.0
-    encoded: float = 0.0
-    prefilled: float = 0.0
-
-    @property
-    def candidate(self) -> Candidate:
-        return Candidate(self.sequence.pruned_length, self.sequence.alone)
-
-
 class Engine:
     """Owns a model on one thread. Submit from any thread; results come through handles.
 
@@ -103,8 +78,8 @@ class Engine:
         self._loaded = loaded
         self._limits = limits or EngineLimits()
         self._observer: EngineObserver = observer or _Silent()
-        self._waiting: deque[_Running] = deque()
-        self._running: list[_Running] = []
+        self._waiting: deque[RunningSequence] = deque()
+        self._running: list[RunningSequence] = []
         self._changed = threading.Condition()
         self._stopping = False
         self._progress = time.monotonic()
@@ -150,9 +125,7 @@ class Engine:
                 f"were asked for, but the context holds {self.context_length}: use smaller images, a shorter prompt "
                 "or fewer max_tokens"
             )
-        handle = Handle(sequence.id)
-        text = TextStream(self._loaded.tokenizer, sequence.sampling.stop)
-        entry = _Running(sequence, handle, text, submitted=time.monotonic())
+        entry = RunningSequence(sequence, TextStream(self._loaded.tokenizer, sequence.sampling.stop))
         with self._changed:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
@@ -160,7 +133,7 @@ class Engine:
                 self._progress = time.monotonic()  # idle until now, so not stalled
             self._waiting.append(entry)
             self._changed.notify()
-        return handle
+        return entry.handle
 
     def _busy(self) -> bool:
         return bool(self._running or self._waiting)
@@ -192,15 +165,13 @@ class Engine:
 
     def _report(self) -> None:
         self._progress = time.monotonic()
-        tokens = sum(
-            sum(entry.prompt.cache.lengths) / self._loaded.adapter.depth for entry in self._running if entry.prompt
-        )
+        tokens = sum(entry.cached_tokens for entry in self._running)
         self._observer.load_changed(len(self._running), len(self._waiting), tokens)
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
 
-        def ended(entry: _Running) -> EngineError | None:
+        def ended(entry: RunningSequence) -> EngineError | None:
             if entry.handle.cancelled:
                 return CancelledError("the sequence was cancelled")
             if entry.sequence.deadline is not None and now >= entry.sequence.deadline:
@@ -233,7 +204,9 @@ class Engine:
         for entry, logits in self._isolating("decode", list(self._running), self._decode_step):
             self._guarding("decode", entry, partial(self._choose, entry, logits))
 
-    def _isolating(self, phase: str, batch: list[_Running], run: Callable[[list[_Running]], list[T]]) -> list[T]:
+    def _isolating(
+        self, phase: str, batch: list[RunningSequence], run: Callable[[list[RunningSequence]], list[T]]
+    ) -> list[T]:
         """Run a shared step; when it fails, run it sequence by sequence and end only those that fail again."""
         if not batch:
             return []
@@ -250,19 +223,19 @@ class Engine:
         # Outside of `except`: the error's traceback would keep the failed step's tensors.
         return [item for entry in batch for item in self._isolating(phase, [entry], run)]
 
-    def _guarding(self, phase: str, entry: _Running, act: Callable[[], None]) -> None:
+    def _guarding(self, phase: str, entry: RunningSequence, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:
             self._fail(phase, entry, error)
 
-    def _fail(self, phase: str, entry: _Running, error: Exception) -> None:
+    def _fail(self, phase: str, entry: RunningSequence, error: Exception) -> None:
         log.error("%s of sequence %s failed", phase, entry.sequence.id, exc_info=error)
         if entry in self._running:
             self._running.remove(entry)
         entry.handle.put(EngineError(f"{phase} failed: {type(error).__name__}"))
 
-    def _prefill(self, batch: list[_Running]) -> list[tuple[_Running, Tensor]]:
+    def _prefill(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
         adapter, device = self._loaded.adapter, self._loaded.device
         start = time.monotonic()
         sequences = [entry.sequence for entry in batch]
@@ -271,17 +244,14 @@ class Engine:
         encoded = time.monotonic()
         prompts, logits = prefill(adapter, sequences, features, device)
         self._synchronize()
-        prefilled = time.monotonic()
         for entry, prompt in zip(batch, prompts, strict=True):
-            entry.prompt, entry.cuts, entry.cache_lengths = prompt, prompt.cuts, prompt.cache.lengths
-            entry.admitted, entry.encoded, entry.prefilled = start, encoded, prefilled
+            entry.prefilled(prompt, admitted=start, encoded=encoded)
         return list(zip(batch, logits, strict=True))
 
-    def _begin(self, entry: _Running, logits: Tensor) -> None:
+    def _begin(self, entry: RunningSequence, logits: Tensor) -> None:
         """After prefill: take the first token, repeat a forced prefix, or score a given answer."""
         sequence = entry.sequence
-        assert entry.prompt is not None  # noqa: S101
-        entry.prompt.cache.reserve(sequence.longest_answer)
+        entry.reserve()
         if sequence.score_only:
             self._finish(entry, "stop", self._log_likelihood(entry, logits))
         elif sequence.forced_prefix:
@@ -289,19 +259,14 @@ class Engine:
         else:
             self._choose(entry, logits)
 
-    def _decode_step(self, batch: list[_Running]) -> list[tuple[_Running, Tensor]]:
-        logits = step(self._loaded.adapter, [self._next_rows(entry) for entry in batch], self._loaded.device)
+    def _decode_step(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
+        logits = step(self._loaded.adapter, [entry.last_token() for entry in batch], self._loaded.device)
         return list(zip(batch, logits, strict=True))
 
-    def _next_rows(self, entry: _Running) -> StepRows:
-        assert entry.prompt is not None  # noqa: S101
-        position = entry.sequence.prompt.next_position + len(entry.tokens) - 1
-        return StepRows(entry.prompt.cache, (entry.tokens[-1],), position)
-
-    def _choose(self, entry: _Running, logits: Tensor) -> None:
+    def _choose(self, entry: RunningSequence, logits: Tensor) -> None:
         self._advance(entry, next_token(logits, entry.sequence.sampling, len(entry.tokens)))
 
-    def _replay(self, entry: _Running) -> None:
+    def _replay(self, entry: RunningSequence) -> None:
         """Take over what an earlier attempt emitted, without emitting it again, and go on behind it."""
         prefix = entry.sequence.forced_prefix
         for token in prefix:
@@ -309,57 +274,27 @@ class Engine:
             if entry not in self._running:
                 return
         if len(prefix) > 1:
-            assert entry.prompt is not None  # noqa: S101
-            rows = StepRows(entry.prompt.cache, prefix[:-1], entry.sequence.prompt.next_position)
-            step(self._loaded.adapter, [rows], self._loaded.device)
+            step(self._loaded.adapter, [entry.given_tokens(prefix[:-1])], self._loaded.device)
 
-    def _log_likelihood(self, entry: _Running, first_logits: Tensor) -> float:
+    def _log_likelihood(self, entry: RunningSequence, first_logits: Tensor) -> float:
         answer = entry.sequence.score_only
         rows = [first_logits.unsqueeze(0)]
         if len(answer) > 1:
-            assert entry.prompt is not None  # noqa: S101
-            given = StepRows(entry.prompt.cache, answer[:-1], entry.sequence.prompt.next_position)
-            rows.append(step(self._loaded.adapter, [given], self._loaded.device))
+            rows.append(step(self._loaded.adapter, [entry.given_tokens(answer[:-1])], self._loaded.device))
         scores = torch.log_softmax(torch.cat(rows).float(), dim=-1)
         return float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
 
-    def _advance(self, entry: _Running, token: int, *, emit: bool = True) -> None:
+    def _advance(self, entry: RunningSequence, token: int, *, emit: bool = True) -> None:
         """Add a token; deliver what it completes; end the sequence when it is the last."""
-        entry.tokens.append(token)
-        at_end = token in self._loaded.eos_tokens
-        full = len(entry.tokens) >= entry.sequence.sampling.max_tokens
-        delta = "" if at_end else entry.text.push(token)
-        ended = at_end or full or entry.text.stopped
-        if ended:
-            delta += entry.text.finish()
+        event, reason = entry.advance(token, self._loaded.eos_tokens)
         if emit:
-            entry.handle.put(TokenEvent((token,), delta))
-        if ended:
-            self._finish(entry, "stop" if at_end or entry.text.stopped else "length")
+            entry.handle.put(event)
+        if reason:
+            self._finish(entry, reason)
 
-    def _finish(self, entry: _Running, reason: str, log_likelihood: float | None = None) -> None:
-        now = time.monotonic()
-        prompt = entry.prompt
-        assert prompt is not None  # noqa: S101
+    def _finish(self, entry: RunningSequence, reason: str, log_likelihood: float | None = None) -> None:
         self._running.remove(entry)
-        entry.handle.put(
-            Result(
-                tokens=tuple(entry.tokens),
-                text=entry.text.text,
-                finish_reason=reason,
-                times=PhaseTimes(
-                    queue=entry.admitted - entry.submitted,
-                    encode=entry.encoded - entry.admitted,
-                    prefill=entry.prefilled - entry.encoded,
-                    decode=now - entry.prefilled,
-                    first_token=entry.prefilled - entry.submitted,
-                ),
-                cuts=entry.cuts,
-                kept=prompt.vision[prompt.vision >= 0].cpu(),
-                cache_lengths=entry.cache_lengths,
-                log_likelihood=log_likelihood,
-            )
-        )
+        entry.handle.put(entry.result(reason, log_likelihood))
 
     def _synchronize(self) -> None:
         """Wait for the GPU, so that phase times are true."""

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.system.deployment import FAST_RESCUE, Deployment, Question, bundled_questions, stream_events, until
+from worker import failpoints
 from worker.contract import JobState, Priority, TokenPayload, queue_name
 
 QUESTION = next(question for question in bundled_questions() if question.answer == "2389")
@@ -51,16 +52,7 @@ def assert_answered_once(running: Deployment, job_id: str, question: Question) -
 
 @pytest.mark.parametrize(
     "place",
-    [
-        "before_lease",
-        "after_lease",
-        "after_preprocess",
-        "in_prefill",
-        "in_decode",
-        "after_emit",
-        "before_finish",
-        "after_finish",
-    ],
+    failpoints.NAMES,
 )
 def test_a_worker_killed_at_any_place_costs_no_request(rescue: Deployment, place: str) -> None:
     doomed = rescue.start_worker(ERASE_FAILPOINTS=f"{place}=kill")

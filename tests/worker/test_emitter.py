@@ -18,7 +18,8 @@ from tests.worker.helpers import accept, field, lease, lose_lease, until
 from worker import emitter as emitter_module
 from worker import ledger
 from worker.contract import TokenPayload, events_key, job_key
-from worker.emitter import EmitStalledError, Emitter, EventWriter
+from worker.emitter import Emitter, EventWriter
+from worker.errors import EmitStalledError
 from worker.ledger import execute
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from tests.worker.helpers import Format, encoded, reference
 from worker.contract import image_key
-from worker.images import BadImageError, ImageLostError, decode_image, fetch_image
+from worker.errors import BadImageError, ImageLostError
+from worker.images import decode_image, fetch_image
 
 DECODER_WORDS = ("0x", "PIL", "Error", "truncated", "stream", "cannot identify", "unrecognized", "BytesIO", "/")
 

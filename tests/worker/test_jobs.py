@@ -29,7 +29,7 @@ from tests.worker.helpers import (
     state,
     until,
 )
-from worker import jobs, ledger
+from worker import jobs, ledger, preparing
 from worker.contract import (
     Answer,
     EventType,
@@ -42,8 +42,9 @@ from worker.contract import (
     job_key,
 )
 from worker.emitter import Emitter
+from worker.errors import GiveBackError
 from worker.failpoints import Failpoints
-from worker.jobs import GiveBackError, JobRunner
+from worker.jobs import JobRunner
 from worker.leases import LeaseKeeper
 from worker.ledger import execute
 from worker.metrics import WorkerMetrics
@@ -318,7 +319,7 @@ class TestProblems:
         def burst(*_: Any) -> None:
             raise RuntimeError("secret at 0x7f")
 
-        monkeypatch.setattr(jobs, "prepare_prompt", burst)
+        monkeypatch.setattr(preparing, "prepare_prompt", burst)
         ask(worker.client)
         worker.run()
         assert problem_type(worker.client) == "internal"
@@ -388,7 +389,7 @@ class TestEndsFromOutside:
             until(lambda: held.lost, "the keeper's look at the lease")
             return original(*arguments)
 
-        monkeypatch.setattr(jobs, "prepare_images", slow)
+        monkeypatch.setattr(preparing, "prepare_images", slow)
         worker.run()
         assert worker.became("fenced") == 1
         assert worker.steps.seen == []

@@ -14,7 +14,8 @@ from erase.methods.none import NoPruning
 from erase.models.loading import DEMO_FOLDER, LoadedModel, load_model
 from erase.policy import policy_from_dict
 from worker.contract import GenerationOptions, JobRequest, Plan, PruningOptions
-from worker.policies import PolicyBook, UnknownPolicyError, method_of, policy_book
+from worker.errors import UnknownPolicyError
+from worker.policies import PolicyBook, method_of, policy_book
 from worker.settings import Settings
 
 PRESET = "qwen2.5-vl-7b"

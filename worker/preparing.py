@@ -1,0 +1,58 @@
+"""From a job to a sequence for the engine: everything that needs no GPU, done in the job's own thread."""
+
+from __future__ import annotations
+
+import redis
+
+from erase.engine import SamplingParams, Sequence
+from erase.errors import InputError
+from erase.models.loading import LoadedModel
+from erase.models.prompt import prepare_images, prepare_prompt
+from worker.contract import EventType, Plan, TokenPayload
+from worker.errors import BadImageError
+from worker.images import decode_image, fetch_image
+from worker.ledger import Job, read_events
+from worker.policies import method_of
+
+
+def prepare_sequence(
+    client: redis.Redis, loaded: LoadedModel, job: Job, plan: Plan, *, deadline: float, tries: int
+) -> Sequence:
+    """Fetch, decode and resize the images, run stage 1, lay out tokens and positions.
+
+    `deadline` is in `time.monotonic()` seconds; `tries` counts the attempts on the job so far, this one included.
+
+    Raises:
+        JobError: an image is gone or cannot be used.
+    """
+    request, options = job.request, job.request.generation
+    pictures = [decode_image(fetch_image(client, image), image) for image in request.images]
+    try:
+        images = prepare_images(loaded, pictures)
+    except InputError as error:
+        raise BadImageError(str(error)) from None
+    method = method_of(plan)
+    return Sequence(
+        id=job.id,
+        prompt=prepare_prompt(loaded, request.prompt, images),
+        method=method,
+        preselection=method.preselect([image.cells for image in images]),
+        sampling=SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=plan.seed,
+            stop=options.stop,
+        ),
+        deadline=deadline,
+        attempt=tries,
+        forced_prefix=_emitted(client, job),
+    )
+
+
+def _emitted(client: redis.Redis, job: Job) -> tuple[int, ...]:
+    """Tokens that earlier attempts emitted."""
+    if job.last_event == 0:
+        return ()
+    tokens = [event for event in read_events(client, job.id) if event.type == EventType.TOKEN]
+    return tuple(token for event in tokens for token in TokenPayload.model_validate_json(event.data).ids)
