@@ -381,7 +381,7 @@ class TestEndsFromOutside:
         self, worker: Worker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ask(worker.client)
-        original: Any = jobs.prepare_images  # type: ignore[attr-defined]
+        original: Any = preparing.prepare_images  # type: ignore[attr-defined]
 
         def slow(*arguments: Any) -> Any:
             execute(worker.client, ledger.cancel("job_1"))
