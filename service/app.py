@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -13,7 +14,9 @@ from service.limits import BodyLimit
 from service.metrics import RequestMetrics, ServiceMetrics
 from service.openapi import ServiceAPI
 from service.runtime import open_runtime
-from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -27,7 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = ServiceAPI(title="ERASE Serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.keys = ApiKeys(settings.api_keys)
+    app.state.keys = ApiKeys(settings.key_owners)
     problems.install(app)
     # The last one added is the outermost: refusals of the body limit are counted, too.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

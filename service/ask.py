@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
@@ -21,7 +22,9 @@ from service.runtime import Process, Runtime
 from service.waiting import Watch, remaining_s, resume_after, unless_client_leaves
 from worker.contract import Answer, JobState, Outcome, idempotency_key
 from worker.ledger import NewJob, execute_async, read_job_async, unwatch
-from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 router = APIRouter(tags=["ask"])
 

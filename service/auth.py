@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 
 from service.problems import UnauthorizedError
-from worker.settings import parse_api_keys
 
 ANONYMOUS = "anonymous"
 
@@ -14,8 +14,9 @@ ANONYMOUS = "anonymous"
 class ApiKeys:
     """The configured keys, known by their SHA-256 only."""
 
-    def __init__(self, configured: str) -> None:
-        self._owners = parse_api_keys(configured)
+    def __init__(self, owners: Mapping[str, str]) -> None:
+        """`owners`: SHA-256 of a key (hex) -> its owner."""
+        self._owners = dict(owners)
 
     def owner(self, key: str | None) -> str:
         """Name of the key's owner. Raises `UnauthorizedError`. Takes the same time whichever key it is."""

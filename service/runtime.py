@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -22,7 +22,9 @@ from service.problems import UnavailableError
 from service.replies import BLOCK_MS, Replies
 from service.wakeups import Wakeups
 from service.workers import Workers
-from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 logger = logging.getLogger("erase.service")
 

@@ -61,7 +61,8 @@ def idempotency_key(owner: str, key: str) -> str:
 class Frozen(BaseModel):
     """Base of all data that travels: immutable, and strict about unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built at first use: a process pays only for the models that it needs.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class JobState(StrEnum):

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     failpoints: str = Field("", description="for tests only: NAME=kill pairs at which a worker kills itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
+    @property
+    def key_owners(self) -> dict[str, str]:
+        """SHA-256 of a key (hex) -> its owner."""
+        return parse_api_keys(self.api_keys)
+
     @field_validator("api_keys")
     @classmethod
     def _keys_are_pairs(cls, value: str) -> str:
