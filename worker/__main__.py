@@ -1,5 +1,6 @@
 """`python -m worker`: one worker process, configured by `ERASE_*` variables."""
 
+import os
 import sys
 
 from worker.settings import SettingsError, load_settings
@@ -12,6 +13,8 @@ def main() -> int:
     except SettingsError as error:
         print(f"erase-serve: {error}", file=sys.stderr)
         return 2
+    # Idle threads of a matrix product must not spin: preprocessing, Redis and the service want the cores, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.main import run_worker
 
     return run_worker(settings)
