@@ -1,6 +1,6 @@
 # The GPU worker. The package index's torch brings its own CUDA libraries; the host needs only the driver and NVIDIA's
 # container toolkit. For a much smaller image without CUDA build with
-#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   --build-arg PIP_EXTRA_INDEX_URL=(the index with PyTorch's CPU builds)
 FROM python:3.12-slim-trixie AS build
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
