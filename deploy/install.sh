@@ -24,8 +24,18 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 echo "[install] installing $what (the first time takes a few minutes; log: $log)"
-if ! "$venv/bin/python" -m pip install --disable-pip-version-check --retries 2 --constraint constraints.txt \
-  --editable "$what" >"$log" 2>&1 </dev/null; then
+"$venv/bin/python" -m pip install --disable-pip-version-check --retries 2 --constraint constraints.txt \
+  --editable "$what" >"$log" 2>&1 </dev/null &
+pip=$!
+# A background job does not hear Ctrl-C by itself.
+trap 'kill "$pip" 2>/dev/null; exit 130' INT TERM
+beat=0
+while kill -0 "$pip" 2>/dev/null; do
+  sleep 0.2
+  beat=$((beat + 1))
+  [ $((beat % 50)) -ne 0 ] || echo "[install] $(grep -oE '^ *(Collecting|Downloading|Installing)[^:]*' "$log" | tail -1 | cut -c1-80)"
+done
+if ! wait "$pip"; then
   grep -E 'ERROR|No space left' "$log" | tail -5 >&2 || true
   if grep -q 'No space left' "$log"; then
     fail "the disk is full; free some room and run the same command again"
