@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from celery import Celery
 from kombu import Exchange, Queue
+from kombu.transport.redis import Channel
 
 from worker.contract import BROKER_TRANSPORT_OPTIONS, TASK_NAME, Priority, queue_name
 from worker.settings import Settings
@@ -22,6 +23,9 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         queue_name(Priority.INTERACTIVE): settings.interactive_slots,
         queue_name(Priority.BATCH): settings.batch_slots,
     }
+    # kombu must neither keep nor put back wake-ups: the sweeper does what is needed, and 5.7.0 ends the whole worker
+    # when it acknowledges or restores a message of a connection that was lost (seen with Redis restarted under load).
+    Channel.do_restore = False
     app = Celery("erase-worker", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -39,6 +43,7 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options=BROKER_TRANSPORT_OPTIONS
         | {
+            "ack_emulation": False,
             "queue_order_strategy": "worker.slots:SlotCycle",
             # A queue whose slots were full rejoins with the next fetch: keep the fetches short.
             "polling_interval": 0.1,

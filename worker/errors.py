@@ -7,7 +7,7 @@ WorkerError
 │   ├── UnknownPolicyError    unknown-policy
 │   ├── TooLongError          context-length
 │   └── ModelChangedError     model-changed
-├── GiveBackError         the worker is stopping: the wake-up must be queued again
+├── GiveBackError         the worker is stopping and gave the job back: the next sweep wakes another one
 ├── FencedError           another attempt or an outcome holds the job now: nothing of ours may be written
 ├── AbandonedError        this process cannot finish the job; when its lease runs out, the sweeper hands it on
 └── EmitStalledError      events could not be written within the time allowed
@@ -66,7 +66,7 @@ class ModelChangedError(JobError):
 
 
 class GiveBackError(WorkerError):
-    """The worker is stopping: the job was given back and its wake-up must be queued again."""
+    """The worker is stopping: the job was given back, and the next sweep wakes another worker."""
 
 
 class FencedError(WorkerError):

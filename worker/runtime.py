@@ -14,7 +14,6 @@ from importlib.metadata import version
 import redis
 import torch
 from celery import Celery
-from celery.exceptions import Reject
 from PIL import Image
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.backoff import ExponentialBackoff
@@ -157,7 +156,7 @@ class WorkerRuntime:
         try:
             self.runner.run(job_id)
         except GiveBackError:
-            raise Reject("the worker is stopping", requeue=True) from None
+            log.info("job %s was given back: the next sweep wakes another worker", job_id)
 
     def _warm_up(self) -> None:
         """Answer one small question, so that the first client does not pay for lazy initialisation."""

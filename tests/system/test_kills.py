@@ -26,12 +26,12 @@ def rescue(make_deployment: MakeDeployment) -> Deployment:
     return running
 
 
-def ask_async(running: Deployment, question: Question) -> str:
+def ask_async(running: Deployment, question: Question, **fields: str) -> str:
     with running.http() as client:
         reply = client.post(
             "/v1/ask",
             files=question.files,
-            data={"prompt": question.prompt},
+            data={"prompt": question.prompt, **fields},
             headers={"Prefer": "respond-async"},
         )
     assert reply.status_code == 202, reply.text
@@ -138,6 +138,24 @@ def test_redis_killed_and_started_again_loses_no_accepted_job(rescue: Deployment
     for job_id, question in jobs:
         assert_answered_once(rescue, job_id, question)
     assert worker.running
+
+
+def test_a_worker_with_running_jobs_outlives_a_redis_that_is_away_for_a_while(rescue: Deployment) -> None:
+    worker = rescue.start_worker()
+    jobs = [ask_async(rescue, Question(QUESTION.image, "x" * 200, ""), max_tokens="1500") for _ in range(4)]
+    until(lambda: all(len(rescue.events(job_id)) > 5 for job_id in jobs), what="tokens of every job")
+    rescue.redis.kill()
+    until(lambda: "Connection to broker lost" in worker.log.read_text(), what="the worker's notice of the loss")
+    rescue.redis.start()
+    until(lambda: rescue.open_jobs() == 0, what="the end of all jobs")
+    assert worker.running, worker.last_lines(40)
+    answers = [rescue.outcome(job_id).answer for job_id in jobs]
+    assert len({answer.answer for answer in answers if answer}) == 1
+    for job_id in jobs:
+        seqs = [event.seq for event in rescue.events(job_id)]
+        assert seqs == list(range(1, len(seqs) + 1))
+    reply = until(lambda: (r := rescue.ask(QUESTION)).is_success and r, what="an answer after the restart")
+    assert reply.json()["answer"] == QUESTION.answer
 
 
 def test_a_killed_service_process_loses_no_accepted_job(rescue: Deployment) -> None:
