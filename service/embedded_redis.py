@@ -106,6 +106,8 @@ class EmbeddedRedis:
                 raise EmbeddedRedisError(f"port {self.port} of 127.0.0.1 is taken: stop what listens there")
             failure = self._launch(binary, timeout_s)
             if failure is None:
+                # Clients know this address by now: another start must come back on it.
+                self._any_port = False
                 return self
             if "Address already in use" not in failure or attempt == attempts - 1:
                 raise EmbeddedRedisError(self._explain(failure))

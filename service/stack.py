@@ -87,8 +87,8 @@ class Stack:
     @property
     def url(self) -> str:
         """Address of the service."""
-        host = self.settings.host
-        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.settings.port}"  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
     def client(self) -> httpx.Client:
         """A client of the service, also where it asks for keys."""

@@ -118,6 +118,23 @@ def test_children_die_with_a_killed_launcher_and_killed_children_come_back(tmp_p
     until(lambda: up.living() == [], what="the end of all children")
 
 
+def test_a_killed_redis_comes_back_where_everybody_looks_for_it(tmp_path: Path, runs: list[Up]) -> None:
+    up = Up(tmp_path / "state")
+    runs.append(up)
+    up.read_until("Serving until Ctrl-C")
+    server = next(pid for pid in up.living() if b"valkey" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(server, signal.SIGKILL)
+    up.read_until("starting redis again")
+    question = {"prompt": "what is page ?"}
+
+    def answered() -> bool:
+        return httpx.post(f"http://127.0.0.1:{up.port}/v1/ask", json=question, timeout=60, trust_env=False).is_success
+
+    until(answered, what="an answer after Redis came back")
+    up.process.terminate()
+    assert up.finish() == 0
+
+
 def test_a_taken_port_is_a_clear_message_and_a_failure(tmp_path: Path, runs: list[Up]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
