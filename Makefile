@@ -15,6 +15,10 @@ serve: $(VENV)/.runtime ## start Redis, worker and service here and ask a first 
 test: $(VENV)/.dev ## run all tests, the real stack included
 	@$(BIN)/python -m pytest
 
+.PHONY: test-oldest
+test-oldest: $(VENV)/.oldest ## run the library's tests with the oldest supported transformers
+	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/erase
+
 .PHONY: check
 check: $(VENV)/.dev ## lint, formatting and types
 	@$(BIN)/ruff check .
@@ -41,4 +45,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt deploy/install.sh
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@bash deploy/install.sh $(VENV) '.[dev]'
+	@touch $@
+
+# Beside the environment, found first through PYTHONPATH: everything else, torch included, stays as it is.
+$(VENV)/.oldest: $(VENV)/.dev
+	@rm -rf $(VENV)/oldest
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/oldest \
+	  'transformers==5.17.0' 'huggingface-hub<2'
 	@touch $@

@@ -1,8 +1,7 @@
 """Floating-point operations of a request, counted from the model's configuration: what pruning can save at best.
 
-Counted are matrix products, one multiply-add as two operations: linear layers per row, 4 * heads * head_dim per pair of
-query and key that attention computes (causal: half the square; vision windows: the square of each). Left out are norms,
-activations, rotary embeddings, softmax, and pruning's own work.
+Counted are matrix products, one multiply-add as two operations: the decoder as `erase.flops` does, and of the vision
+encoder linear layers per patch and attention per pair of patches (windows: the square of each).
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from erase.flops import decoder_costs
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,9 @@ def request_flops(
         cache: per decoder layer, valid cache rows after prefill.
         answer: tokens of the answer; the first comes out of the prefill.
     """
-    text = config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads, key_heads = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
-    linear = 2 * text.hidden_size * (2 * heads + 2 * key_heads + 3 * text.intermediate_size)
-    vocabulary = 2 * text.hidden_size * text.vocab_size
-    pair = 4 * heads
-    prefill = sum(count * linear + pair * count * (count + 1) / 2 for count in rows) + vocabulary
-    steps = answer - 1
-    seen = sum(steps * length + steps * (steps + 1) / 2 for length in cache)
-    decode = steps * (len(cache) * linear + vocabulary) + pair * seen
-    return Flops(sum(_encoder(config.vision_config, *grid) for grid in grids), prefill, decode)
+    costs = decoder_costs(config.get_text_config())
+    encode = sum(_encoder(config.vision_config, *grid) for grid in grids)
+    return Flops(encode, costs.prefill(rows), costs.decode(cache, answer - 1))
 
 
 def _encoder(vision: Any, height: int, width: int) -> float:

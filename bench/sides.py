@@ -120,7 +120,7 @@ class EngineSide:
 
     def preselect(self, prompt: PreparedPrompt) -> Preselection:
         """Stage 1 of one prompt."""
-        return self._method.preselect([image.cells for image in prompt.images])
+        return self._method.preselect([image.pixels for image in prompt.images])
 
     def _check(self, prompt: PreparedPrompt, preselection: Preselection, result: Result) -> None:
         cuts = self._method.cuts(preselection, self._loaded.adapter.architecture)

@@ -3,12 +3,13 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
-from erase.policy import BinnedPolicy, load_policy, save_policy
+from erase.policy import BinnedPolicy, BudgetPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
 from erase.pruning import pruning
 
 __all__ = [
     "BinnedPolicy",
+    "BudgetPolicy",
     "EraseError",
     "InputError",
     "PolicyError",

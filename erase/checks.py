@@ -1,6 +1,6 @@
 """What `pruning()` refuses, because it would be wrong or would silently leave vision tokens unpruned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,16 +76,16 @@ def require_token_ids(call: Mapping[str, Any]) -> None:
         raise UnsupportedError("inputs_embeds do not say which tokens are vision tokens; pass input_ids")
 
 
-def require_pixels(call: Mapping[str, Any]) -> None:
+def require_pixels(call: Mapping[str, Any], names: Sequence[str]) -> None:
     """Refuses image tokens without their images.
 
     Raises:
         UnsupportedError: the features were made elsewhere.
-        InputError: pixel_values or image_grid_thw is missing.
+        InputError: one of the arguments `names` that carry the images is missing.
     """
     if (call.get("mm_encoder_outputs") or {}).get("image") is not None:
         raise UnsupportedError("image features encoded outside pruning() carry no pixels; pass pixel_values")
-    missing = [name for name in ("pixel_values", "image_grid_thw") if call.get(name) is None]
+    missing = [name for name in names if call.get(name) is None]
     if missing:
         raise InputError(f"input_ids has image tokens, but {' and '.join(missing)} is missing")
 
@@ -113,41 +113,58 @@ def require_text_at_the_end(vision: Tensor) -> None:
         raise UnsupportedError("a prompt that ends with a vision token cannot be pruned: text must follow the images")
 
 
-def require_plain_image_prompt(call: Mapping[str, Any], vision: Tensor) -> None:
-    """Refuses a prompt with images that cannot be pruned, or not correctly.
+def token_places(call: Mapping[str, Any], vision: Tensor) -> list[Tensor]:
+    """Where each prompt's tokens stand among its padding.
 
     Args:
         call: the arguments of `generate` or a forward call.
         vision: bool [B, L], where the image tokens are.
 
+    Returns:
+        Per prompt int64 [tokens], ascending.
+
     Raises:
-        UnsupportedError: several prompts, padding, a prepared mask, a foreign cache, no mm_token_type_ids.
-        InputError: the tensors that say where the images are do not agree.
+        UnsupportedError: a mask that does more than to say what is padding.
+        InputError: a mask of another shape, without any token, or with image tokens in the padding.
     """
-    if vision.shape[0] != 1:
-        raise UnsupportedError(
-            f"a batch of {vision.shape[0]} prompts with images cannot be pruned yet; call once per prompt"
-        )
-    attention_mask = call.get("attention_mask")
-    if attention_mask is not None:
-        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-            raise UnsupportedError("a prepared attention mask cannot be pruned; pass the tokenizer's [1, L] or none")
-        if not bool(attention_mask.all()):
-            raise UnsupportedError("a padded prompt cannot be pruned yet; pass the prompt without padding")
+    mask = call.get("attention_mask")
+    if mask is None:
+        return [torch.arange(vision.shape[1], device=vision.device) for _ in vision]
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise UnsupportedError("a prepared attention mask cannot be pruned; pass the tokenizer's [prompts, L] or none")
+    if mask.shape != vision.shape:
+        raise InputError(f"attention_mask must be {list(vision.shape)} like input_ids, got {list(mask.shape)}")
+    valid = mask.to(vision.device) != 0
+    if bool((vision & ~valid).any()):
+        raise InputError("attention_mask is 0 at image tokens; it must be 0 at padding only")
+    if not bool(valid.any(dim=1).all()):
+        raise InputError("attention_mask is 0 everywhere in a prompt; every prompt needs at least one token")
+    return [row.nonzero().squeeze(1) for row in valid]
+
+
+def require_fresh_cache(call: Mapping[str, Any]) -> None:
+    """Refuses a cache that cannot hold a pruned prompt.
+
+    Raises:
+        UnsupportedError: `past_key_values` is given and no `PrunedCache`.
+    """
     cache = call.get("past_key_values")
     if cache is not None and not isinstance(cache, PrunedCache):
         raise UnsupportedError(
             f"past_key_values is a {type(cache).__name__}, which cannot hold a pruned prompt; leave it out"
         )
-    token_types = call.get("mm_token_type_ids")
-    if token_types is None:
-        if call.get("position_ids") is None:
-            raise UnsupportedError(
-                "mm_token_type_ids is missing, so the model would give the image tokens text positions; pass it as the "
-                "processor returns it (1 for image tokens, 0 for text)"
-            )
-    elif token_types.shape != vision.shape or not bool(torch.equal(token_types.to(vision.device) == 1, vision)):
-        raise InputError("mm_token_type_ids must be 1 exactly where input_ids has image tokens")
+
+
+def require_attention_implementation(name: str | None) -> None:
+    """Refuses attention that takes its masks another way.
+
+    Raises:
+        UnsupportedError: paged or flexible attention.
+    """
+    if name is not None and (name.startswith("paged") or name == "flex_attention"):
+        raise UnsupportedError(
+            f"attention implementation {name!r} cannot be pruned; use eager, sdpa or flash attention"
+        )
 
 
 def _shown(value: Any) -> str:

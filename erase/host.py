@@ -1,6 +1,6 @@
-"""Runs a stock decoder's layers over a prompt that shrinks on its way, and over the tokens that follow it."""
+"""Runs a stock decoder's layers over prompts that shrink on their way, and over the tokens that follow them."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,168 +9,176 @@ from torch import Tensor
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 
-from erase.attention import vision_attention
-from erase.cache import PrunedCache
-from erase.methods.base import Cut, Method, Preselection, ScoreContext
-from erase.models.qwen2_5_vl import Qwen2_5_VL
-from erase.selection import top_indices
-from erase.trace import CutTrace, PromptTrace, Retention, layer_average_retention
+from erase.cache import Columns, PrunedCache
+from erase.compat import CACHE
+from erase.cutting import LayerRun, add_deep_features, cut_prompt
+from erase.models.base import VisionLanguageAdapter
+from erase.rows import PromptRows
 
 
 def prefill(
-    adapter: Qwen2_5_VL,
-    method: Method,
-    preselection: Preselection,
-    cuts: tuple[Cut, ...],
+    adapter: VisionLanguageAdapter,
+    prompts: Sequence[PromptRows],
     *,
     embeddings: Tensor,
-    features: Tensor,
+    features: Sequence[Tensor],
+    deep: Sequence[Sequence[Tensor]],
     positions: Tensor,
-    vision: Tensor,
+    places: Sequence[Tensor],
     cache: PrunedCache,
-) -> tuple[Tensor, PromptTrace]:
-    """One prompt through all decoder layers, cut where the method says.
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Prompts through all decoder layers, each cut where its method says. Rows are padded on the left.
 
     Args:
         adapter: the model.
-        method: the pruning method.
-        preselection: its stage 1 for this prompt.
-        cuts: its cuts for this prompt.
-        embeddings: [1, L, d], what enters the unpruned decoder.
-        features: [stage-1 survivors, d], the method's own vision embeddings.
-        positions: int64 [3, 1, L], of the unpruned prompt.
-        vision: bool [L], where the vision tokens are.
+        prompts: one per row of the batch, before any layer has run.
+        embeddings: [B, L, d], what enters the unpruned decoder.
+        features: per prompt [stage-1 survivors, d], the method's own vision embeddings.
+        deep: per prompt and early layer [vision tokens, d], DeepStack features to add after the layer.
+        positions: int64 [axes, B, L], of the unpruned prompts.
+        places: per prompt int64 [tokens], where its tokens stand among the L; the others are padding.
         cache: empty; holds every layer's survivors afterwards.
 
     Returns:
-        [1, L, d] normalised hidden states, NaN in the rows of dropped tokens, and what happened.
+        [B, L, d] normalised hidden states, NaN in the rows of dropped tokens and padding, and per prompt the valid
+        cached tokens of every layer.
     """
-    length = embeddings.shape[1]
-    vision_rows = vision.nonzero().squeeze(1)
-    survivors = preselection.kept.to(vision.device)
-    alive = ~vision
-    alive[vision_rows[survivors]] = True
-    rows = alive.nonzero().squeeze(1)  # rows of the unpruned prompt that are still there
-    hidden = embeddings[:, rows]
-    hidden[0, vision[rows]] = features.to(hidden.dtype)
-    cos, sin = adapter.rotary(hidden, positions[:, :, rows])
-    planned = {cut.after_layers: (index, cut) for index, cut in enumerate(cuts)}
-    done: list[CutTrace] = []
-    mask = _causal_mask(adapter, hidden, None)
-    for layer_index, layer in enumerate(adapter.layers):
-        layer_input = hidden
-        hidden = layer(
-            hidden, attention_mask=mask, position_embeddings=(cos, sin), past_key_values=cache, use_cache=True
-        )
-        if layer_index + 1 not in planned:
+    batch, length, _ = embeddings.shape
+    entering = _left_padded([places[number][prompt.index] for number, prompt in enumerate(prompts)])
+    hidden = _gather(embeddings, entering)
+    for number, (prompt, own) in enumerate(zip(prompts, features, strict=True)):
+        rows = (prompt.columns + hidden.shape[1] - prompt.rows).to(hidden.device)
+        hidden[number, rows] = own.to(hidden.device, hidden.dtype)
+    cos, sin = adapter.rotary(hidden, torch.stack([_gather(axis, entering) for axis in positions]))
+    columns = _columns(prompts, hidden)
+    mask = _causal_mask(adapter, hidden, columns, None)
+    held: list[Columns] = []
+    for number, layer in enumerate(adapter.layers):
+        run_input = hidden
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin), use_cache=True, **{CACHE: cache})
+        _add_deep_features(hidden, prompts, deep, number)
+        held.append(columns)
+        for prompt in prompts:
+            prompt.ran_layer()
+        if not any(prompt.next_cut and prompt.next_cut.after_layers == number + 1 for prompt in prompts):
             continue
-        cut_index, cut = planned[layer_index + 1]
-        is_vision = vision[rows]
-        attention = partial(
-            _attention,
-            adapter,
-            method,
-            layer_index,
-            layer_input=layer_input,
-            cos=cos,
-            sin=sin,
-            queries=(~is_vision & (rows > vision_rows[0])).nonzero().squeeze(1),
-            columns=is_vision.nonzero().squeeze(1),
-            cache=cache,
-        )
-        chosen = _choose(method, cut, cut_index, survivors, preselection, attention)
-        survivors = survivors[chosen]
-        still = ~is_vision
-        still[is_vision.nonzero().squeeze(1)[chosen]] = True
-        kept = still.nonzero().squeeze(1)
-        rows, hidden, cos, sin = rows[kept], hidden[:, kept], cos[:, kept], sin[:, kept]
-        if cut.prune_cache:
-            cache.keep_rows(kept, range(layer_index + 1))
-        mask = _causal_mask(adapter, hidden, None)
-        done.append(CutTrace(cut.after_layers, survivors.cpu()))
-    cache.declare_length(length)
+        run = LayerRun(number, *(states.flatten(0, 1) for states in (run_input, hidden, cos, sin)))
+        stays = _cut_all(adapter, prompts, run, hidden.shape[1], cache)
+        hidden, cos, sin = (_gather(states, stays) for states in (hidden, cos, sin))
+        columns = _columns(prompts, hidden)
+        mask = _causal_mask(adapter, hidden, columns, None)
+        _prune_cache(prompts, number + 1, cache, held)
+    cache.declare(length, held)
     normalised = adapter.language_model.norm(hidden)
-    output = normalised.new_full((1, length, normalised.shape[2]), float("nan"))
-    output[:, rows] = normalised
-    return output, prompt_trace(preselection, cuts, tuple(done), cache.cache_lengths(), adapter.depth)
+    output = normalised.new_full((batch, length, normalised.shape[2]), float("nan"))
+    for number, prompt in enumerate(prompts):
+        alive = places[number][prompt.index].to(output.device)
+        output[number, alive] = normalised[number, normalised.shape[1] - prompt.rows :]
+    return output, [prompt.cached_lengths for prompt in prompts]
 
 
-def decode(adapter: Qwen2_5_VL, hidden: Tensor, positions: Tensor, cache: PrunedCache) -> Tensor:
-    """Text that follows a pruned prompt: [1, n, d] embeddings at positions [3, 1, n] to normalised hidden states."""
+def decode(
+    adapter: VisionLanguageAdapter, hidden: Tensor, positions: Tensor, new: Tensor, cache: PrunedCache
+) -> Tensor:
+    """Text that follows pruned prompts.
+
+    Args:
+        adapter: the model.
+        hidden: [B, n, d] embeddings.
+        positions: int64 [axes, B, n].
+        new: bool [B, n], which of them are tokens and not padding.
+        cache: grows by n columns.
+
+    Returns:
+        [B, n, d] normalised hidden states.
+    """
     cos, sin = adapter.rotary(hidden, positions)
+    columns = cache.extend(new)
     masks: dict[int, Any] = {}
-    for index, length in enumerate(cache.cache_lengths()):
-        if length not in masks:
-            masks[length] = _causal_mask(adapter, hidden, cache.layers[index])
-    for layer, length in zip(adapter.layers, cache.cache_lengths(), strict=True):
+    for own, held in zip(columns, cache.layers, strict=True):
+        if id(own) not in masks:
+            masks[id(own)] = _causal_mask(adapter, hidden, own, held)
+    for layer, own in zip(adapter.layers, columns, strict=True):
         hidden = layer(
-            hidden, attention_mask=masks[length], position_embeddings=(cos, sin), past_key_values=cache, use_cache=True
+            hidden, attention_mask=masks[id(own)], position_embeddings=(cos, sin), use_cache=True, **{CACHE: cache}
         )
     output: Tensor = adapter.language_model.norm(hidden)
     return output
 
 
-def prompt_trace(
-    preselection: Preselection,
-    cuts: tuple[Cut, ...],
-    done: tuple[CutTrace, ...],
-    cache_lengths: tuple[int, ...],
-    depth: int,
-) -> PromptTrace:
-    """The trace of a prompt with these stages behind it."""
-    tokens, stage1 = preselection.tokens, preselection.kept.numel()
-    left = cuts[-1].keep if cuts else stage1
-    return PromptTrace(
-        images=preselection.images,
-        stage1_kept=preselection.kept,
-        cuts=done,
-        cache_lengths=cache_lengths,
-        retention=Retention(
-            final=left / tokens if tokens else 1.0,
-            layer_average=layer_average_retention(tokens, stage1, cuts, depth),
-        ),
-    )
+def _add_deep_features(
+    hidden: Tensor, prompts: Sequence[PromptRows], deep: Sequence[Sequence[Tensor]], layer: int
+) -> None:
+    for number, (prompt, own) in enumerate(zip(prompts, deep, strict=True)):
+        if layer < len(own):
+            add_deep_features(hidden[number], prompt, hidden.shape[1] - prompt.rows, own[layer])
 
 
-@torch.no_grad()
-def _attention(
-    adapter: Qwen2_5_VL,
-    method: Method,
-    layer_index: int,
-    *,
-    layer_input: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    queries: Tensor,
-    columns: Tensor,
-    cache: PrunedCache,
+def _cut_all(
+    adapter: VisionLanguageAdapter, prompts: Sequence[PromptRows], run: LayerRun, width: int, cache: PrunedCache
 ) -> Tensor:
-    query = adapter.scoring_query(
-        layer_index, layer_input[0, queries], cos[0, queries], sin[0, queries], method.scoring
-    )
-    key = cache.layers[layer_index].keys[0]
-    device = key.device
-    return vision_attention(query.to(device), key, queries.to(device), columns.to(device), scale=adapter.scale).to(
-        layer_input.device
-    )
+    """Makes the cuts planned after this layer: of `width` columns those that stay, int64 [B, columns]."""
+    stays = []
+    for number, prompt in enumerate(prompts):
+        rows = prompt.rows
+        padding = width - rows
+        kept = cut_prompt(adapter, prompt, run, number * width + padding, partial(cache.keys, run.layer, number, rows))
+        stays.append(padding + (torch.arange(rows, device=prompt.index.device) if kept is None else kept))
+    return _left_padded(stays)
 
 
-@torch.no_grad()
-def _choose(
-    method: Method,
-    cut: Cut,
-    cut_index: int,
-    survivors: Tensor,
-    preselection: Preselection,
-    attention: Callable[[], Tensor],
-) -> Tensor:
-    context = ScoreContext(cut, cut_index, survivors, preselection, attention)
-    return top_indices(method.score(context), cut.keep).to(survivors.device)
+def _prune_cache(prompts: Sequence[PromptRows], layers: int, cache: PrunedCache, held: list[Columns]) -> None:
+    """Takes dropped tokens out of the cache of the first `layers` layers, where a prompt's last cut asks for it."""
+    pruning = [bool(prompt.done) and prompt.cuts[len(prompt.done) - 1].prune_cache for prompt in prompts]
+    if not any(pruning):
+        return
+    layouts: dict[int, tuple[Tensor, Columns]] = {}
+    for layer in range(layers):
+        old = held[layer]
+        if id(old) not in layouts:
+            stays = []
+            for prompt, prunes in zip(prompts, pruning, strict=True):
+                cached = prompt.cached_lengths[layer]
+                rows = prompt.cached_rows(layer) if prunes else torch.arange(cached, device=prompt.index.device)
+                stays.append(old.valid.shape[1] - cached + rows)
+            layouts[id(old)] = _left_padded(stays), _layout([len(rows) for rows in stays], old.valid.device)
+        columns, held[layer] = layouts[id(old)]
+        cache.keep_columns(layer, columns)
+    for prompt, prunes in zip(prompts, pruning, strict=True):
+        if prunes:
+            prompt.forget_dropped()
 
 
-def _causal_mask(adapter: Qwen2_5_VL, hidden: Tensor, cache_layer: Any | None) -> Any:
+def _columns(prompts: Sequence[PromptRows], hidden: Tensor) -> Columns:
+    return _layout([prompt.rows for prompt in prompts], hidden.device)
+
+
+def _layout(lengths: Sequence[int], device: torch.device) -> Columns:
+    longest = max(lengths)
+    padding = longest - torch.tensor(lengths, device=device)
+    return Columns(torch.arange(longest, device=device) >= padding[:, None], padded=min(lengths) < longest)
+
+
+def _left_padded(rows: Sequence[Tensor]) -> Tensor:
+    """int64 [B, longest]: the rows behind padding, which points at some row of the same prompt."""
+    longest = max(len(own) for own in rows)
+    return torch.stack([torch.cat([own[:1].expand(longest - len(own)), own]) for own in rows])
+
+
+def _gather(states: Tensor, columns: Tensor) -> Tensor:
+    """Of [B, S, ...] the columns int64 [B, n]."""
+    columns = columns.to(states.device)
+    if len(columns) == 1:
+        return states.index_select(1, columns[0])
+    return states[torch.arange(len(columns), device=states.device)[:, None], columns]
+
+
+def _causal_mask(adapter: VisionLanguageAdapter, hidden: Tensor, columns: Columns, cache_layer: Any | None) -> Any:
     # A one-layer view shows the mask builder physical lengths, which are what the layer's keys have.
     past = None if cache_layer is None else Cache(layers=[cache_layer])
     return create_causal_mask(
-        config=adapter.language_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=past
+        config=adapter.text_config,
+        inputs_embeds=hidden,
+        attention_mask=columns.valid if columns.padded else None,
+        **{CACHE: past},
     )

@@ -11,6 +11,7 @@ from erase.errors import PolicyError
 
 Scoring = Literal["reference", "exact"]
 SCORINGS: tuple[Scoring, ...] = ("reference", "exact")
+Measure = Literal["final", "layer_average"]
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,73 @@ class BinnedPolicy:
             )
         for value in self.stage1_retention:
             _fraction("stage1_retention", value)
-        if self.scoring not in SCORINGS:
-            raise PolicyError(f"scoring must be one of {', '.join(SCORINGS)}, got {self.scoring!r}")
+        _check_scoring(self.scoring)
 
     @property
     def retention(self) -> float:
         """The dial: the fraction of vision tokens that is left at the end."""
         return self.final_retention
 
+    @property
+    def measure(self) -> Measure:
+        """Which of a prompt's retentions the dial asks for."""
+        return "final"
+
     def with_retention(self, retention: float) -> "BinnedPolicy":
         """The same policy with another final retention; a lower one never keeps more, in either stage."""
         return replace(self, final_retention=retention)
 
 
-Policy = BinnedPolicy
-_KINDS: dict[str, type[Policy]] = {"binned": BinnedPolicy}
+@dataclass(frozen=True)
+class BudgetPolicy:
+    """Revision 2 of ERASE: one budget averaged over all decoder layers, no tuning per model.
+
+    Args:
+        retention: fraction of the prompt's vision tokens to run with, averaged over layers, in (0, 1]; 1 prunes none.
+        late_retention: fraction of the early cut's survivors that the late cut keeps, in (0, 1]; raised where the
+            budget leaves more.
+        cue_weight: weight, at least 0, of the pixels' cues (edges, entropy) beside attention at the early cut.
+        edge_tau: in [0, 1); a pixel is an edge if its Sobel magnitude exceeds (1 - edge_tau) times the median grey.
+        layers: decoder layers run before the (early, late) cut; None takes the architecture's.
+        scoring: "reference" takes stage 2's queries as the published numbers did, "exact" the layer's true queries.
+
+    Raises:
+        PolicyError: a value is out of its range.
+    """
+
+    retention: float
+    late_retention: float = 0.3
+    cue_weight: float = 0.2
+    edge_tau: float = 0.45
+    layers: tuple[int, int] | None = None
+    scoring: Scoring = "reference"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retention", _fraction("retention", self.retention))
+        object.__setattr__(self, "late_retention", _fraction("late_retention", self.late_retention))
+        object.__setattr__(self, "cue_weight", _number("cue_weight", self.cue_weight))
+        object.__setattr__(self, "edge_tau", _number("edge_tau", self.edge_tau))
+        object.__setattr__(self, "layers", _layer_pair(self.layers, ("early", "late")))
+        if self.cue_weight < 0.0:
+            raise PolicyError(f"cue_weight must be at least 0, got {self.cue_weight}")
+        if not 0.0 <= self.edge_tau < 1.0:
+            raise PolicyError(f"edge_tau must be at least 0 and below 1, got {self.edge_tau}")
+        if self.layers and self.layers[0] == self.layers[1]:
+            raise PolicyError(f"layers must satisfy early < late, got {self.layers}")
+        _check_scoring(self.scoring)
+
+    @property
+    def measure(self) -> Measure:
+        """Which of a prompt's retentions the dial asks for."""
+        return "layer_average"
+
+    def with_retention(self, retention: float) -> "BudgetPolicy":
+        """The same policy with another budget; a lower one never keeps more, in any layer."""
+        return replace(self, retention=retention)
+
+
+Policy = BinnedPolicy | BudgetPolicy
+_KINDS: dict[str, type[BinnedPolicy] | type[BudgetPolicy]] = {"binned": BinnedPolicy, "budget": BudgetPolicy}
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
@@ -134,12 +187,17 @@ def _fraction(name: str, value: object) -> float:
     return number
 
 
-def _layer_pair(layers: object) -> tuple[int, int] | None:
+def _check_scoring(scoring: object) -> None:
+    if scoring not in SCORINGS:
+        raise PolicyError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}")
+
+
+def _layer_pair(layers: object, names: tuple[str, str] = ("shallow", "deep")) -> tuple[int, int] | None:
     if layers is None:
         return None
     if not isinstance(layers, Sequence) or len(layers) != 2 or any(type(layer) is not int for layer in layers):
-        raise PolicyError(f"layers must be two whole numbers (shallow, deep) or None, got {layers!r}")
-    shallow, deep = layers
-    if not 1 <= shallow <= deep:
-        raise PolicyError(f"layers must satisfy 1 <= shallow <= deep, got {(shallow, deep)}")
-    return shallow, deep
+        raise PolicyError(f"layers must be two whole numbers ({', '.join(names)}) or None, got {layers!r}")
+    first, second = layers
+    if not 1 <= first <= second:
+        raise PolicyError(f"layers must satisfy 1 <= {names[0]} <= {names[1]}, got {(first, second)}")
+    return first, second

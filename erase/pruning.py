@@ -1,47 +1,47 @@
 """`with erase.pruning(model, policy)`: stock transformers calls, fewer vision tokens."""
 
 import functools
-import inspect
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from erase import checks, host
 from erase.cache import PrunedCache
-from erase.cells import cells_from_pixel_values
+from erase.compat import CACHE
 from erase.errors import InputError, UnsupportedError
+from erase.flops import decoder_costs
 from erase.methods import method_for
 from erase.methods.base import Method, Preselection
-from erase.models import adapter_for
-from erase.models.qwen2_5_vl import Qwen2_5_VL
+from erase.models import VisionLanguageAdapter, adapter_for
+from erase.patching import exclusive, patched
 from erase.policy import Policy
-from erase.trace import CallTrace, PromptTrace, Trace
-
-_pruned_models: "WeakSet[nn.Module]" = WeakSet()
-_pruned_models_lock = threading.Lock()
+from erase.rows import PromptRows
+from erase.trace import CallTrace, Trace, prompt_trace
 
 
 @contextmanager
 def pruning(
     model: nn.Module,
-    policy: Policy | None,
+    policy: Policy | Method | Sequence[Policy | Method | None] | None,
     processor: Any | None = None,
     image_mean: Sequence[float] | float | None = None,
     image_std: Sequence[float] | float | None = None,
 ) -> Iterator[Trace]:
     """Prunes the vision tokens of every `model.generate(**inputs)` and `model(**inputs)` inside the `with`.
 
-    A forward call returns logits of the unpruned length, NaN in the rows of dropped tokens. The model is untouched
-    afterwards, also after an exception. Prompts without images run as ever.
+    Any batch is welcome: padding, several images of any size per prompt, prompts without images, which run as ever. A
+    forward call returns logits of the unpruned length, NaN in the rows of dropped tokens and padding. The model is
+    untouched afterwards, also after an exception.
 
     Args:
-        model: a Qwen2_5_VLForConditionalGeneration.
-        policy: what to prune; None prunes nothing and still traces.
+        model: a Qwen2.5-VL, Qwen3-VL or InternVL for conditional generation.
+        policy: what to prune, or a method of your own; None prunes nothing and still traces; a list has one entry per
+            prompt of every call.
         processor: the model's processor or image processor, asked how pixels were normalised.
         image_mean: mean that the pixels were normalised with, one or per channel; instead of a processor.
         image_std: standard deviation, likewise.
@@ -56,9 +56,10 @@ def pruning(
     """
     adapter = adapter_for(model)
     mean, std = _normalisation(processor, image_mean, image_std)
-    session = _Session(adapter, method_for(policy), mean, std)
+    methods = tuple(map(method_for, policy)) if isinstance(policy, Sequence) else method_for(policy)
+    session = _Session(adapter, methods, mean, std)
     with ExitStack() as stack:
-        stack.enter_context(_exclusive(adapter.inner))
+        stack.enter_context(exclusive(adapter.inner))
         for module, name, replacement in (
             (adapter.model, "generate", session.generate),
             (adapter.model, "forward", session.forward),
@@ -66,21 +67,28 @@ def pruning(
             (adapter.inner, "get_image_features", session.image_features),
             (adapter.language_model, "forward", session.decoder_forward),
         ):
-            stack.enter_context(_patched(module, name, replacement))
+            stack.enter_context(patched(module, name, replacement))
         yield session.trace
 
 
 class _Session:
     """One `with`: the replacements of the model's methods and what they hand each other during a call."""
 
-    def __init__(self, adapter: Qwen2_5_VL, method: Method, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        adapter: VisionLanguageAdapter,
+        methods: Method | tuple[Method, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         self.adapter = adapter
-        self.method = method
+        self.methods = methods
         self.mean = mean
         self.std = std
+        self.costs = decoder_costs(adapter.text_config)
         self.trace = Trace()
-        self._encoded: tuple[Any, Preselection] | None = None
-        self._vision: Tensor | None = None
+        self._encoded: tuple[Any, dict[str, Any]] | None = None
+        self._batch: _Batch | None = None
         self._stock_mode = False
 
     def generate(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
@@ -93,8 +101,8 @@ class _Session:
         if _filled(cache):
             checks.require_no_new_images(call, self._vision_of(_uncached(input_ids, cache)))
         elif (vision := self._vision_of(input_ids)) is not None and bool(vision.any()):
-            checks.require_plain_image_prompt(call, vision)
-            checks.require_pixels(call)
+            self._require_image_prompts(call, vision)
+            checks.require_pixels(call, self.adapter.pixel_inputs)
         elif refusal is not None:
             return self._text_in_stock_mode(original, call, input_ids)
         if refusal is not None:
@@ -128,77 +136,87 @@ class _Session:
             return original(**call)
         vision = input_ids == self.adapter.image_token_id
         if not bool(vision.any()):
-            return self._text_prompt(original, call)
-        checks.require_plain_image_prompt(call, vision)
+            return self._text_prompts(original, call)
+        places = self._require_image_prompts(call, vision)
         features = (call.get("mm_encoder_outputs") or {}).get("image")
         if features is None:
-            checks.require_pixels(call)
+            checks.require_pixels(call, self.adapter.pixel_inputs)
         elif self._encoded is None or self._encoded[0] is not features:
             raise UnsupportedError("image features encoded outside pruning() carry no pixels; pass pixel_values")
-        self._vision = vision[0]
+        pixels = call if features is None or self._encoded is None else self._encoded[1]
+        images = self.adapter.images_of(pixels, vision, self.mean, self.std)
+        methods = self._methods_for(len(vision))
+        selections = [method.preselect(own) for method, own in zip(methods, images, strict=True)]
+        self._batch = _Batch(vision, places, methods, selections)
         try:
             return original(**call)
         finally:
-            self._vision = self._encoded = None
+            self._batch = self._encoded = None
 
     def image_features(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         output = original(**call)
-        cells = cells_from_pixel_values(
-            call["pixel_values"],
-            call["image_grid_thw"],
-            patch_size=self.adapter.patch_size,
-            merge_size=self.adapter.merge_size,
-            temporal_patch_size=self.adapter.temporal_patch_size,
-            image_mean=self.mean,
-            image_std=self.std,
-        )
-        self._encoded = output, self.method.preselect([image.cpu() for image in cells])
+        self._encoded = output, {name: call.get(name) for name in self.adapter.pixel_inputs}
         return output
 
     def decoder_forward(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         cache = call.get("past_key_values")
-        if self._vision is not None and self._encoded is not None:
-            return self._image_prompt(original, call, self._vision, self._encoded[1])
+        if self._batch is not None:
+            return self._image_prompts(original, call, self._batch)
         if isinstance(cache, PrunedCache) and cache.is_pruned:
             self._refuse_captured_outputs(call)
-            hidden = host.decode(self.adapter, call["inputs_embeds"], _positions(call["position_ids"]), cache)
-            return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+            embeddings = call["inputs_embeds"]
+            hidden = host.decode(
+                self.adapter,
+                embeddings,
+                self._positions(call),
+                _new_tokens(call.get("attention_mask"), embeddings),
+                cache,
+            )
+            return _decoder_output(hidden, cache)
         return original(**call)
 
-    def _image_prompt(
-        self, original: Callable[..., Any], call: dict[str, Any], vision: Tensor, preselection: Preselection
-    ) -> Any:
+    def _image_prompts(self, original: Callable[..., Any], call: dict[str, Any], batch: "_Batch") -> Any:
         embeddings = call["inputs_embeds"]
-        cuts = self.method.cuts(preselection, self.adapter.architecture)
-        encoded = embeddings[0, vision]
-        features = self.method.postencode(encoded, preselection)
+        prompts, features, touched = [], [], False
+        for number, (places, method, selection) in enumerate(
+            zip(batch.places, batch.methods, batch.selections, strict=True)
+        ):
+            is_vision = batch.vision[number, places]
+            cuts = method.cuts(selection, self.adapter.architecture)
+            encoded = embeddings[number, batch.vision[number]]
+            features.append(method.postencode(encoded, selection))
+            prompts.append(PromptRows(method, selection, cuts, is_vision))
+            if features[-1] is not encoded or any(cut.keep < selection.kept.numel() for cut in cuts):
+                checks.require_text_at_the_end(is_vision)
+                touched = True
         use_cache = self._uses_cache(call)
-        if features is encoded and not cuts:
+        if not touched:
             if use_cache and call.get("past_key_values") is None:
                 call = call | {"past_key_values": self._new_cache()}
             output = original(**call)
-            lengths = (embeddings.shape[1],) * self.adapter.depth
-            self._record(host.prompt_trace(preselection, (), (), lengths, self.adapter.depth))
+            for prompt in prompts:
+                prompt.make_idle_cuts()
+            self._record(prompts, [(len(places),) * self.adapter.depth for places in batch.places])
             return output
         self._refuse_captured_outputs(call)
-        checks.require_text_at_the_end(vision)
         given = call.get("past_key_values")
         cache = given if isinstance(given, PrunedCache) else self._new_cache()
-        hidden, prompt = host.prefill(
+        counts = [selection.tokens for selection in batch.selections]
+        deep = [torch.split(layer, counts) for layer in self.adapter.deep_features(call)]
+        hidden, lengths = host.prefill(
             self.adapter,
-            self.method,
-            preselection,
-            cuts,
+            prompts,
             embeddings=embeddings,
             features=features,
-            positions=_positions(call["position_ids"]),
-            vision=vision,
+            deep=[[layer[number] for layer in deep] for number in range(len(prompts))],
+            positions=self._positions(call),
+            places=batch.places,
             cache=cache,
         )
-        self._record(prompt)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache if use_cache else None)
+        self._record(prompts, lengths)
+        return _decoder_output(hidden, cache if use_cache else None)
 
-    def _text_prompt(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
+    def _text_prompts(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         if call.get("past_key_values") is None and self._uses_cache(call):
             call = call | {"past_key_values": self._new_cache()}
         output = original(**call)
@@ -219,17 +237,65 @@ class _Session:
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
         lengths = attention_mask.sum(dim=1).tolist() if padded else [length] * rows
         nothing, depth = Preselection(()), self.adapter.depth
-        self._record(*(host.prompt_trace(nothing, (), (), (int(valid),) * depth, depth) for valid in lengths))
+        methods = self._methods_for(rows)
+        self.trace.calls.append(
+            CallTrace(
+                tuple(
+                    prompt_trace(method, nothing, (), (int(valid),) * depth, int(valid), self.costs)
+                    for method, valid in zip(methods, lengths, strict=True)
+                )
+            )
+        )
 
-    def _record(self, *prompts: PromptTrace) -> None:
-        self.trace.calls.append(CallTrace(prompts))
+    def _record(self, prompts: Sequence[PromptRows], lengths: Sequence[tuple[int, ...]]) -> None:
+        self.trace.calls.append(
+            CallTrace(
+                tuple(
+                    prompt_trace(
+                        prompt.method,
+                        prompt.preselection,
+                        prompt.done,
+                        held,
+                        prompt.length - prompt.preselection.tokens,
+                        self.costs,
+                    )
+                    for prompt, held in zip(prompts, lengths, strict=True)
+                )
+            )
+        )
+
+    def _methods_for(self, prompts: int) -> tuple[Method, ...]:
+        if isinstance(self.methods, Method):
+            return (self.methods,) * prompts
+        if len(self.methods) != prompts:
+            raise InputError(f"pruning() was given {len(self.methods)} policies, but this call has {prompts} prompts")
+        return self.methods
+
+    def _require_image_prompts(self, call: dict[str, Any], vision: Tensor) -> list[Tensor]:
+        checks.require_attention_implementation(self.adapter.text_config._attn_implementation)
+        checks.require_fresh_cache(call)
+        self.adapter.check_call(call, vision)
+        return checks.token_places(call, vision)
+
+    def _positions(self, call: dict[str, Any]) -> Tensor:
+        """int64 [axes, B, n], without the text positions that `generate` puts in front of (t, h, w)."""
+        embeddings, positions = call["inputs_embeds"], call.get("position_ids")
+        batch, length, _ = embeddings.shape
+        axes = self.adapter.position_axes
+        if positions is None:
+            cache = call.get("past_key_values")
+            start = 0 if cache is None else cache.get_seq_length()
+            positions = torch.arange(start, start + length, device=embeddings.device).unsqueeze(0)
+        if positions.ndim == 2:
+            positions = positions.unsqueeze(0)
+        return positions[-axes:].expand(axes, batch, length)
 
     def _new_cache(self) -> PrunedCache:
-        return PrunedCache(self.adapter.language_model.config)
+        return PrunedCache(self.adapter.text_config)
 
     def _uses_cache(self, call: dict[str, Any]) -> bool:
         asked = call.get("use_cache")
-        return bool(self.adapter.language_model.config.use_cache if asked is None else asked)
+        return bool(self.adapter.text_config.use_cache if asked is None else asked)
 
     def _vision_of(self, input_ids: Tensor | None) -> Tensor | None:
         return None if input_ids is None else input_ids == self.adapter.image_token_id
@@ -244,8 +310,18 @@ class _Session:
 
     def _refuse_captured_outputs(self, call: dict[str, Any]) -> None:
         for name in ("output_attentions", "output_hidden_states"):
-            if call.get(name, getattr(self.adapter.language_model.config, name, False)):
+            if call.get(name, getattr(self.adapter.text_config, name, False)):
                 raise UnsupportedError(f"{name} cannot be combined with pruning: layers run with different tokens")
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The prompts of one forward call: bool [B, L] vision tokens, places of all tokens, methods and their stage 1."""
+
+    vision: Tensor
+    places: list[Tensor]
+    methods: tuple[Method, ...]
+    selections: list[Preselection]
 
 
 def _normalisation(
@@ -284,42 +360,15 @@ def _uncached(input_ids: Tensor | None, cache: Any) -> Tensor | None:
     return input_ids if input_ids is None or input_ids.shape[1] <= seen else input_ids[:, seen:]
 
 
-def _positions(position_ids: Tensor) -> Tensor:
-    """(t, h, w) positions [3, B, n], without the text positions that `generate` puts in front."""
-    return position_ids.expand(3, *position_ids.shape) if position_ids.ndim == 2 else position_ids[-3:]
+def _decoder_output(hidden: Tensor, cache: PrunedCache | None) -> Any:
+    return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
 
 
-@contextmanager
-def _exclusive(inner: nn.Module) -> Iterator[None]:
-    with _pruned_models_lock:
-        if inner in _pruned_models:
-            raise UnsupportedError("this model is already inside a pruning() context; nested ones are not supported")
-        _pruned_models.add(inner)
-    try:
-        yield
-    finally:
-        with _pruned_models_lock:
-            _pruned_models.discard(inner)
-
-
-@contextmanager
-def _patched(
-    module: nn.Module, name: str, replacement: Callable[[Callable[..., Any], dict[str, Any]], Any]
-) -> Iterator[None]:
-    """Puts `replacement(original, call)` before a method of this one instance, `call` being its arguments by name."""
-    original = getattr(module, name)
-    parameters = tuple(inspect.signature(original).parameters)
-    own = module.__dict__.get(name)
-
-    @functools.wraps(original)  # `generate` inspects signatures
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        return replacement(original, dict(zip(parameters, args, strict=False)) | kwargs)
-
-    setattr(module, name, patched)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, own)
+def _new_tokens(attention_mask: Any, embeddings: Tensor) -> Tensor:
+    """bool [B, n]: which of the new rows are tokens and not padding."""
+    batch, length, _ = embeddings.shape
+    if attention_mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2 or attention_mask.shape[1] < length:
+        raise UnsupportedError("a prepared attention mask cannot be pruned; pass the tokenizer's [prompts, L] or none")
+    return attention_mask[:, -length:] != 0

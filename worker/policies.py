@@ -16,7 +16,6 @@ from worker.errors import UnknownPolicyError
 from worker.settings import Settings
 
 NONE = "none"
-DEFAULT_PRESETS = {"qwen2_5_vl": "qwen2.5-vl-7b"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
         policies[loaded.name] = load_policy(own)
     default = settings.policy
     if default == "auto":
-        default = loaded.name if own is not None else DEFAULT_PRESETS[loaded.adapter.model_type]
+        default = loaded.name if own is not None else loaded.adapter.default_preset
     elif default != NONE and default not in policies:
         file = Path(default)
         if not file.is_file():

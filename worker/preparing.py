@@ -36,7 +36,7 @@ def prepare_sequence(
         id=job.id,
         prompt=prepare_prompt(loaded, request.prompt, images),
         method=method,
-        preselection=method.preselect([image.cells for image in images]),
+        preselection=method.preselect([image.pixels for image in images]),
         sampling=SamplingParams(
             max_tokens=options.max_tokens,
             temperature=options.temperature,

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
+from erase.methods import method_for
 from erase.models.loading import load_model
 from erase.models.prompt import prepare_images, prepare_prompt
 from worker.app import make_app, wake
@@ -165,7 +166,10 @@ class WorkerRuntime:
         side = 4 * self.loaded.adapter.cell
         images = prepare_images(self.loaded, [Image.linear_gradient("L").resize((side, side))])
         prompt = prepare_prompt(self.loaded, "?", images)
-        preselection = method.preselect([image.cells for image in images])
+        pixels = [image.pixels for image in images]
+        for policy in self.book.policies.values():
+            method_for(policy).preselect(pixels)  # compiles the loops of each kind of policy
+        preselection = method.preselect(pixels)
         self.engine.submit(Sequence("warm-up", prompt, method, preselection, SamplingParams(max_tokens=4))).result()
 
     def _set_info(self) -> None:

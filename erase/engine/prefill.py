@@ -2,65 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from erase.attention import vision_attention
+from erase.cutting import LayerRun, add_deep_features, cut_prompt
 from erase.engine.cache import SequenceCache, attend
 from erase.engine.sequence import Sequence
-from erase.methods.base import Cut, ScoreContext
-from erase.models.qwen2_5_vl import Qwen2_5_VL
-from erase.selection import top_indices
-
-TEXT = -1
+from erase.methods.base import Cut
+from erase.models.base import VisionFeatures, VisionLanguageAdapter
+from erase.rows import PromptRows
 
 
 @dataclass(eq=False)
 class PackedPrompt:
-    """One prompt inside the packed run: its rows, and which vision token each row is."""
+    """One prompt inside the packed run: which of its rows are left, where they lie, and what they cached."""
 
     sequence: Sequence
-    cuts: tuple[Cut, ...]
+    rows: PromptRows
     cache: SequenceCache
-    vision: Tensor
-    """Per row the index of its unpruned vision token, `TEXT` for a text token; int64 [rows]."""
-    text_before: int
-    """Rows in front of the first unpruned vision token: text that asks about no image, so no query of a cut."""
+    deep: tuple[Tensor, ...]
+    """DeepStack features [vision tokens, d] to add after the first layers."""
     offset: int = 0
     """First row in the packed run."""
-    done: int = field(default=0)
-    """Cuts already made."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that are left."""
-        return int(self.vision.shape[0])
 
     @property
     def slice(self) -> slice:
         """Its rows in the packed run."""
-        return slice(self.offset, self.offset + self.rows)
+        return slice(self.offset, self.offset + self.rows.rows)
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts that its method planned."""
+        return self.rows.cuts
 
 
 @torch.inference_mode()
-def encode_images(adapter: Qwen2_5_VL, sequences: list[Sequence], device: torch.device) -> list[Tensor]:
-    """Vision features [vision tokens, d] of each sequence, all images in one call of the encoder."""
+def encode_images(
+    adapter: VisionLanguageAdapter, sequences: list[Sequence], device: torch.device
+) -> list[VisionFeatures]:
+    """Vision features of each sequence, its images concatenated; all images in one call of the encoder."""
     images = [image for sequence in sequences for image in sequence.prompt.images]
-    if not images:
-        width = adapter.embed_tokens.weight.shape[1]
-        return [adapter.embed_tokens.weight.new_empty(0, width) for _ in sequences]
-    grids = torch.tensor([image.grid_thw for image in images], device=device)
-    pixels = torch.cat([image.pixel_values for image in images]).to(device)
-    features = iter(adapter.encode_images(pixels, grids))
-    empty = adapter.embed_tokens.weight.new_empty(0, adapter.embed_tokens.weight.shape[1])
-    return [torch.cat([empty, *(next(features) for _ in sequence.prompt.images)]) for sequence in sequences]
+    encoded: Iterator[VisionFeatures] = iter(())
+    if images:
+        grids = torch.tensor([image.grid_thw for image in images], device=device)
+        pixels = torch.cat([image.pixel_values for image in images]).to(device)
+        encoded = iter(adapter.encode_images(pixels, grids))
+    weight = adapter.embed_tokens.weight
+    return [
+        _concatenated([next(encoded) for _ in sequence.prompt.images], weight.new_empty(0, weight.shape[1]))
+        for sequence in sequences
+    ]
+
+
+def _concatenated(images: list[VisionFeatures], nothing: Tensor) -> VisionFeatures:
+    layers = zip(*(image.deep for image in images), strict=True)
+    return VisionFeatures(
+        tokens=torch.cat([nothing, *(image.tokens.to(nothing.dtype) for image in images)]),
+        deep=tuple(torch.cat(layer) for layer in layers),
+    )
 
 
 @torch.inference_mode()
 def prefill(
-    adapter: Qwen2_5_VL, sequences: list[Sequence], features: list[Tensor], device: torch.device
+    adapter: VisionLanguageAdapter, sequences: list[Sequence], features: list[VisionFeatures], device: torch.device
 ) -> tuple[list[PackedPrompt], Tensor]:
     """Run prompts through all layers.
 
@@ -76,77 +83,47 @@ def prefill(
             prompt.cache.store(layer, own_key, own_value)
             attended[:, prompt.slice] = attend(query[:, prompt.slice], own_key, own_value, adapter.scale)
         layer_input, hidden = hidden, adapter.finish_layer(layer, hidden, attended)
-        kept = [_cut(adapter, prompt, layer, layer_input, cos, sin) for prompt in prompts]
+        for prompt in prompts:
+            prompt.rows.ran_layer()
+            if layer < len(prompt.deep):
+                add_deep_features(hidden, prompt.rows, prompt.offset, prompt.deep[layer])
+        run = LayerRun(layer, layer_input, hidden, cos, sin)
+        kept = [_cut(adapter, prompt, run) for prompt in prompts]
         if any(rows is not None for rows in kept):
             hidden, cos, sin = _repack(prompts, kept, hidden, cos, sin)
-    last = torch.tensor([prompt.offset + prompt.rows - 1 for prompt in prompts], device=device)
+    last = torch.tensor([prompt.slice.stop - 1 for prompt in prompts], device=device)
     return prompts, adapter.logits(hidden[last])
 
 
 def _pack(
-    adapter: Qwen2_5_VL, sequences: list[Sequence], features: list[Tensor], device: torch.device
+    adapter: VisionLanguageAdapter, sequences: list[Sequence], features: list[VisionFeatures], device: torch.device
 ) -> tuple[list[PackedPrompt], Tensor, Tensor]:
-    """Rows of all prompts after stage 1, one behind the other: hidden states [R, d] and positions [3, R]."""
+    """Rows of all prompts after stage 1, one behind the other: hidden states [R, d] and positions [axes, R]."""
     prompts, hidden, positions = [], [], []
     offset = 0
     for sequence, feature in zip(sequences, features, strict=True):
-        tokens = sequence.prompt.tokens
-        is_vision = tokens == adapter.image_token_id
-        vision = torch.full_like(tokens, TEXT)
-        vision[is_vision] = torch.arange(int(is_vision.sum()))
-        stays = ~is_vision
-        stays[is_vision.nonzero().squeeze(1)[sequence.preselection.kept]] = True
-        rows = adapter.embed_tokens(tokens[stays].to(device))
-        own_vision = vision[stays].to(device)
-        entering = sequence.method.postencode(feature, sequence.preselection)
-        rows[own_vision != TEXT] = entering.to(rows.dtype)
-        prompts.append(
-            PackedPrompt(
-                sequence=sequence,
-                cuts=sequence.method.cuts(sequence.preselection, adapter.architecture),
-                cache=SequenceCache(adapter.depth),
-                vision=own_vision,
-                text_before=int(is_vision.int().argmax()),
-                offset=offset,
-            )
-        )
-        offset += len(rows)
-        hidden.append(rows)
-        positions.append(sequence.prompt.positions[:, stays].to(device))
+        method, preselection = sequence.method, sequence.preselection
+        cuts = method.cuts(preselection, adapter.architecture)
+        tokens = sequence.prompt.tokens.to(device)
+        rows = PromptRows(method, preselection, cuts, tokens == adapter.image_token_id)
+        states = adapter.embed_tokens(tokens[rows.index])
+        states[rows.columns] = method.postencode(feature.tokens, preselection).to(states.dtype)
+        prompts.append(PackedPrompt(sequence, rows, SequenceCache(adapter.depth), feature.deep, offset))
+        offset += rows.rows
+        hidden.append(states)
+        positions.append(sequence.prompt.positions.to(device)[:, rows.index])
     return prompts, torch.cat(hidden), torch.cat(positions, dim=1)
 
 
-def _cut(
-    adapter: Qwen2_5_VL, prompt: PackedPrompt, layer: int, layer_input: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor | None:
-    """Stage 2 after `layer` if the prompt's plan says so: the rows (of this prompt) that survive, else None."""
-    if prompt.done == len(prompt.cuts) or prompt.cuts[prompt.done].after_layers != layer + 1:
-        return None
-    cut = prompt.cuts[prompt.done]
-    columns = (prompt.vision != TEXT).nonzero().squeeze(1)
-    queries = (prompt.vision == TEXT).nonzero().squeeze(1)[prompt.text_before :]
-    method = prompt.sequence.method
-
-    def attention() -> Tensor:
-        rows = queries + prompt.offset
-        query = adapter.scoring_query(layer, layer_input[rows], cos[rows], sin[rows], method.scoring)
-        return vision_attention(query, prompt.cache.keys(layer), queries, columns, scale=adapter.scale)
-
-    context = ScoreContext(
-        cut=cut,
-        cut_index=prompt.done,
-        survivors=prompt.vision[columns],
-        preselection=prompt.sequence.preselection,
-        attention=attention,
-    )
-    stays = prompt.vision == TEXT
-    stays[columns[top_indices(method.score(context), cut.keep)]] = True
-    rows = stays.nonzero().squeeze(1)
-    prompt.done += 1
-    if cut.prune_cache:
-        for earlier in range(layer + 1):
-            prompt.cache.keep_rows(earlier, rows)
-    return rows
+def _cut(adapter: VisionLanguageAdapter, prompt: PackedPrompt, run: LayerRun) -> Tensor | None:
+    """Stage 2 after this layer if the prompt's plan says so: the rows (of this prompt) that survive, else None."""
+    cut = prompt.rows.next_cut
+    kept = cut_prompt(adapter, prompt.rows, run, prompt.offset, lambda: prompt.cache.keys(run.layer))
+    if kept is not None and cut is not None and cut.prune_cache:
+        for layer in range(run.layer + 1):
+            prompt.cache.keep_rows(layer, prompt.rows.cached_rows(layer))
+        prompt.rows.forget_dropped()
+    return kept
 
 
 def _repack(
@@ -157,11 +134,10 @@ def _repack(
     offset = 0
     for prompt, own in zip(prompts, kept, strict=True):
         if own is None:
-            own = torch.arange(prompt.rows, device=hidden.device)
+            own = torch.arange(prompt.rows.rows, device=hidden.device)
         rows.append(own + prompt.offset)
-        prompt.vision = prompt.vision[own]
         prompt.offset = offset
-        offset += prompt.rows
+        offset += prompt.rows.rows
     index = torch.cat(rows)
     return hidden[index], cos[index], sin[index]
 
@@ -177,12 +153,14 @@ class StepRows:
 
 
 @torch.inference_mode()
-def step(adapter: Qwen2_5_VL, rows: list[StepRows], device: torch.device) -> Tensor:
+def step(adapter: VisionLanguageAdapter, rows: list[StepRows], device: torch.device) -> Tensor:
     """Run the new tokens of all running sequences together: logits of every new token [tokens, vocabulary]."""
     tokens = torch.tensor([token for row in rows for token in row.tokens], device=device)
     positions = torch.cat([torch.arange(row.position, row.position + len(row.tokens)) for row in rows]).to(device)
     hidden = adapter.embed_tokens(tokens)
-    cos, sin = (part.squeeze(0) for part in adapter.rotary(hidden.unsqueeze(0), positions.expand(3, 1, -1)))
+    cos, sin = (
+        part.squeeze(0) for part in adapter.rotary(hidden.unsqueeze(0), positions.expand(adapter.position_axes, 1, -1))
+    )
     for layer in range(adapter.depth):
         query, key, value = adapter.project(layer, hidden, cos, sin)
         attended = torch.empty_like(query)

@@ -85,7 +85,7 @@ class RunningSequence:
                 first_token=self._prefilled - self._submitted,
             ),
             cuts=prompt.cuts,
-            kept=prompt.vision[prompt.vision >= 0].cpu(),
+            kept=prompt.rows.survivors.cpu(),
             cache_lengths=self._cache_lengths,
             log_likelihood=log_likelihood,
         )

@@ -2,10 +2,15 @@
 
 from erase.methods.base import Method
 from erase.methods.binned import BinnedMethod
+from erase.methods.budget import BudgetMethod
 from erase.methods.none import NoPruning
-from erase.policy import Policy
+from erase.policy import BinnedPolicy, Policy
 
 
-def method_for(policy: Policy | None) -> Method:
-    """The method that carries out the policy; None prunes nothing."""
-    return NoPruning() if policy is None else BinnedMethod(policy)
+def method_for(policy: Policy | Method | None) -> Method:
+    """The method that carries out the policy; None prunes nothing, a method stands for itself."""
+    if isinstance(policy, Method):
+        return policy
+    if policy is None:
+        return NoPruning()
+    return BinnedMethod(policy) if isinstance(policy, BinnedPolicy) else BudgetMethod(policy)

@@ -1,24 +1,37 @@
 """What a pruning method is: four hooks over plain values, the same for `pruning()` and for the packed engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from erase.policy import Scoring
+from erase.images import VisionImage
+from erase.policy import Measure
+
+QuerySource = Literal["input", "normed_input", "output"]
+"""Source of stage 2's queries: a layer's input as it is, that after its norm (the true queries), or its output."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a method may know of a model. `shallow` and `deep` count decoder layers run before a cut."""
+    """What a method may know of a model. The cuts count decoder layers run before them."""
 
     name: str
     depth: int
     shallow: int
     deep: int
+    early: int
+    late: int
+    binned_queries: QuerySource = "input"
+    """Source of revision 1's `reference` scoring."""
+    budget_queries: QuerySource = "input"
+    """Source of revision 2's `reference` scoring."""
+    may_drop_all: bool = False
+    """Whether revision 2 leaves no vision token once its budget is spent; otherwise one stays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +39,8 @@ class ImageSelection:
     """What stage 1 saw and kept of one image.
 
     `kept` is int64, sorted, indices into this image's tokens; `entropy` is float32 [tokens] in nats; `complexity` in
-    nats; `bin` is None where the method has no bins.
+    nats, the number that the method judges the image by; `bin` is None where the method has no bins; `edge_ratio` is
+    float32 [tokens] where the method looks at edges; `grid` counts cells (tiles, height, width).
     """
 
     tokens: int
@@ -34,6 +48,14 @@ class ImageSelection:
     entropy: Tensor
     complexity: float
     bin: int | None
+    grid: tuple[int, int, int]
+    edge_ratio: Tensor | None = None
+
+    @property
+    def entropy_map(self) -> Tensor:
+        """float32 [height, width] in nats, tiles one below the other."""
+        tiles, height, width = self.grid
+        return self.entropy.view(tiles * height, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,38 +84,50 @@ class Preselection:
 class Cut:
     """A cut inside the decoder: `keep` vision tokens survive once `after_layers` layers have run.
 
-    With `prune_cache` the keys and values of every earlier layer are cut, too; without it they stay as they ran.
+    With `prune_cache` the keys and values of every earlier layer are cut, too; without it they stay as they ran. `role`
+    is for the method that planned the cut.
     """
 
     after_layers: int
     keep: int
     prune_cache: bool
+    role: str = ""
+
+
+class Attention(Protocol):
+    """Computes, when called, float32 [survivors]: attention of the prompt's text on each surviving vision token."""
+
+    def __call__(self, queries: Literal["question", "last"] = "question") -> Tensor:
+        """From all text after the first vision token, or from the prompt's last token only."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreContext:
     """What a method may rank by at a cut.
 
-    `survivors` are sorted indices into the unpruned vision tokens, the order of every score. `attention()` computes,
-    when called, float32 [survivors] as the method's scoring says.
+    `survivors` are sorted indices into the unpruned vision tokens (int64, on the model's device), the order of every
+    score; `attention` is that of the last layer run, as the method's `query_source` says.
     """
 
     cut: Cut
     cut_index: int
     survivors: Tensor
     preselection: Preselection
-    attention: Callable[[], Tensor]
+    attention: Attention
 
 
 class Method(ABC):
     """One way to prune. Stateless: the hooks get everything they need and may run in any thread."""
 
     name: str
-    scoring: Scoring
+    requested: float | None = None
+    """The retention that was asked for, if the method has such a dial."""
+    measure: Measure = "final"
+    """Which retention `requested` means."""
 
     @abstractmethod
-    def preselect(self, images: Sequence[Tensor]) -> Preselection:
-        """Stage 1, from pixels alone: uint8 [N_i, 3, c, c] cells per image."""
+    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
+        """Stage 1, from pixels alone."""
 
     def postencode(self, features: Tensor, preselection: Preselection) -> Tensor:
         """The encoder's [tokens, d] turned into the [kept, d] that enter the decoder."""
@@ -103,7 +137,11 @@ class Method(ABC):
 
     @abstractmethod
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        """The cuts inside the decoder, shallowest first; none that would drop nothing."""
+        """The cuts inside the decoder, shallowest first; one that keeps all is only recorded."""
+
+    def query_source(self, architecture: Architecture) -> QuerySource:
+        """What the attention in a `ScoreContext` takes its queries from."""
+        return "normed_input"
 
     def score(self, context: ScoreContext) -> Tensor:
         """float32 [survivors]; the highest survive, ties to the lowest index."""

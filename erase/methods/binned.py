@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from erase.entropy import cell_entropy
-from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection
+from erase.images import VisionImage
+from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, QuerySource
 from erase.policy import BinnedPolicy
 from erase.selection import lower_median, top_indices
 
@@ -17,32 +18,39 @@ class BinnedMethod(Method):
 
     def __init__(self, policy: BinnedPolicy) -> None:
         self.policy = policy
-        self.scoring = policy.scoring
+        self.requested = policy.retention
+        self.measure = policy.measure
 
-    def preselect(self, images: Sequence[Tensor]) -> Preselection:
-        return Preselection(tuple(self._select(cells) for cells in images))
+    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
+        return Preselection(tuple(self._select(image) for image in images))
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        survivors = preselection.kept.numel()
-        keep = min(int(preselection.tokens * self.policy.final_retention), survivors)
-        if keep == survivors:
+        if self.policy.final_retention == 1.0 or preselection.tokens == 0:
             return ()
+        keep = min(int(preselection.tokens * self.policy.final_retention), preselection.kept.numel())
         return (Cut(after_layers=self._cut_layer(preselection, architecture), keep=keep, prune_cache=True),)
 
-    def _select(self, cells: Tensor) -> ImageSelection:
-        entropy = cell_entropy(cells)
+    def query_source(self, architecture: Architecture) -> QuerySource:
+        return architecture.binned_queries if self.policy.scoring == "reference" else "normed_input"
+
+    def _select(self, image: VisionImage) -> ImageSelection:
+        entropy = image_entropy(image)
         complexity = lower_median(entropy)
         bin_index = complexity_bin(complexity, self.policy.thresholds)
         retention = max(self.policy.stage1_retention[bin_index], self.policy.final_retention)
-        tokens = cells.shape[0]
-        kept = top_indices(entropy, max(1, int(tokens * retention)))
-        return ImageSelection(tokens=tokens, kept=kept, entropy=entropy, complexity=complexity, bin=bin_index)
+        kept = top_indices(entropy, max(1, int(image.tokens * retention)))
+        return ImageSelection(image.tokens, kept, entropy, complexity, bin_index, image.grid)
 
     def _cut_layer(self, preselection: Preselection, architecture: Architecture) -> int:
         shallow, deep = self.policy.layers or (architecture.shallow, architecture.deep)
         complex_bins = -(-len(self.policy.stage1_retention) // 2)
         any_complex = any(image.bin is not None and image.bin < complex_bins for image in preselection.images)
         return min(deep if any_complex else shallow, architecture.depth - 1)
+
+
+def image_entropy(image: VisionImage) -> Tensor:
+    """float32 [tokens] in nats, on the CPU; revision 1 has one grey for all architectures."""
+    return cell_entropy(image.tiles, image.cell).cpu()
 
 
 def complexity_bin(complexity: float, thresholds: Sequence[float]) -> int:

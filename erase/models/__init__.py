@@ -3,12 +3,17 @@
 from torch import nn
 
 from erase.errors import UnsupportedError
+from erase.models.base import VisionLanguageAdapter
+from erase.models.internvl import InternVL
 from erase.models.qwen2_5_vl import Qwen2_5_VL
+from erase.models.qwen3_vl import Qwen3VL
 
-SUPPORTED = {Qwen2_5_VL.model_type: Qwen2_5_VL}
+__all__ = ["SUPPORTED", "VisionLanguageAdapter", "adapter_for"]
+
+SUPPORTED: dict[str, type[VisionLanguageAdapter]] = {cls.model_type: cls for cls in (Qwen2_5_VL, Qwen3VL, InternVL)}
 
 
-def adapter_for(model: nn.Module) -> Qwen2_5_VL:
+def adapter_for(model: nn.Module) -> VisionLanguageAdapter:
     """The adapter of the model's architecture.
 
     Raises:
@@ -19,6 +24,6 @@ def adapter_for(model: nn.Module) -> Qwen2_5_VL:
     if adapter is None:
         raise UnsupportedError(
             f"{type(model).__name__} (model_type {model_type!r}) cannot be pruned; supported: "
-            + ", ".join(f"{cls.class_name} (model_type {name!r})" for name, cls in SUPPORTED.items())
+            + ", ".join(f"{cls.model_class.__name__} (model_type {name!r})" for name, cls in SUPPORTED.items())
         )
     return adapter(model)

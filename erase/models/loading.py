@@ -17,8 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from erase.errors import UnsupportedError
-from erase.models import SUPPORTED, adapter_for
-from erase.models.qwen2_5_vl import Qwen2_5_VL
+from erase.models import SUPPORTED, VisionLanguageAdapter, adapter_for
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
@@ -38,7 +37,7 @@ class LoadedModel:
     name: str
     revision: str
     model: Any
-    adapter: Qwen2_5_VL
+    adapter: VisionLanguageAdapter
     tokenizer: Any
     """Encodes the chat template and decodes answers."""
     text_tokenizer: Any

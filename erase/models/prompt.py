@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erase.cells import cells_from_pixel_values
 from erase.errors import InputError
+from erase.images import VisionImage
 from erase.models.loading import LoadedModel
 
 _QUESTION = "\x00question\x00"
@@ -21,24 +21,28 @@ class PreparedImage:
     """One image as the vision encoder takes it."""
 
     pixel_values: Tensor
-    """Patches, float32 [grid_t * grid_h * grid_w, channels * temporal * patch * patch]."""
+    """float32, normalised patches or tiles, as the model's image processor makes them."""
     grid_thw: tuple[int, int, int]
-    """Patches along time, height and width."""
-    cells: Tensor
-    """Resized pixels by vision token, uint8 [tokens, 3, cell, cell]."""
-    cell_grid: tuple[int, int]
-    """Vision tokens along height and width."""
+    """Patches along time or tiles, height and width."""
+    pixels: VisionImage
+    """The same, resized but not normalised: what stage 1 looks at."""
 
     @property
     def tokens(self) -> int:
         """Vision tokens before pruning."""
-        return int(self.cells.shape[0])
+        return self.pixels.tokens
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Vision tokens along height and width, tiles one below the other."""
+        tiles, height, width = self.pixels.grid
+        return tiles * height, width
 
     @property
     def pixel_size(self) -> tuple[int, int]:
         """Width and height in pixels as the model sees the image."""
         height, width = self.cell_grid
-        return width * int(self.cells.shape[-1]), height * int(self.cells.shape[-1])
+        return width * self.pixels.cell, height * self.pixels.cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class PreparedPrompt:
     tokens: Tensor
     """Token ids with one image token per vision token, int64 [n]."""
     positions: Tensor
-    """Rotary positions (t, h, w) of each token, int64 [3, n]."""
+    """Rotary positions of each token, int64 [axes, n]: (t, h, w), or plain text positions."""
     next_position: int
     """Position of the first generated token."""
     images: tuple[PreparedImage, ...]
@@ -60,31 +64,41 @@ def prepare_images(loaded: LoadedModel, images: Sequence[Image.Image]) -> tuple[
     processor, adapter = loaded.image_processor, loaded.adapter
     for image in images:
         try:
-            features = processor(images=[image.convert("RGB")], return_tensors="pt")
+            pixel_values, grid = adapter.prepare_image(processor, image.convert("RGB"))
         except ValueError as error:
             raise InputError(
                 f"the image processor refuses an image of {image.width} x {image.height} pixels"
             ) from error
-        grid = features["image_grid_thw"]
-        cells = cells_from_pixel_values(
-            features["pixel_values"],
-            grid,
-            patch_size=adapter.patch_size,
-            merge_size=adapter.merge_size,
-            temporal_patch_size=adapter.temporal_patch_size,
-            image_mean=processor.image_mean,
-            image_std=processor.image_std,
-        )[0]
-        t, h, w = (int(size) for size in grid[0])
-        prepared.append(
-            PreparedImage(
-                pixel_values=features["pixel_values"],
-                grid_thw=(t, h, w),
-                cells=cells,
-                cell_grid=(h // adapter.merge_size, w // adapter.merge_size),
-            )
-        )
+        (pixels,) = adapter.vision_images(pixel_values, torch.tensor([grid]), processor.image_mean, processor.image_std)
+        prepared.append(PreparedImage(pixel_values, grid, pixels))
     return tuple(prepared)
+
+
+def generate_inputs(loaded: LoadedModel, prompts: Sequence[tuple[str, Sequence[Image.Image]]]) -> dict[str, Tensor]:
+    """What stock `model.generate` takes for (question, images) prompts, without the processor that needs torchvision.
+
+    Returns:
+        `input_ids` and `attention_mask` [prompts, L], padded on the left, and what the architecture needs of images.
+
+    Raises:
+        InputError: there is no prompt, or an image that the model cannot take.
+    """
+    if not prompts:
+        raise InputError("generate needs at least one prompt")
+    prepared = [prepare_images(loaded, images) for _, images in prompts]
+    rows = [
+        prompt_tokens(loaded, question, [image.tokens for image in images])
+        for (question, _), images in zip(prompts, prepared, strict=True)
+    ]
+    longest = max(len(row) for row in rows)
+    padding = loaded.tokenizer.pad_token_id or 0
+    input_ids = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0), value=padding) for row in rows])
+    mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long()
+    images = [image for own in prepared for image in own]
+    pixels = torch.cat([image.pixel_values for image in images]) if images else None
+    grids = torch.tensor([image.grid_thw for image in images]) if images else None
+    inputs = {"input_ids": input_ids, "attention_mask": mask} | loaded.adapter.stock_inputs(input_ids, pixels, grids)
+    return {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
 
 
 def prepare_prompt(loaded: LoadedModel, question: str, images: Sequence[PreparedImage]) -> PreparedPrompt:
@@ -120,7 +134,7 @@ def prompt_tokens(loaded: LoadedModel, question: str, image_tokens: Sequence[int
     counts = iter(image_tokens)
     expanded: list[int] = []
     for token in ids:
-        expanded += [token] * next(counts) if token == placeholder else [token]
+        expanded += loaded.adapter.image_span(tokenizer, next(counts)) if token == placeholder else [token]
     return torch.tensor(expanded, dtype=torch.int64)
 
 

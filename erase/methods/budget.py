@@ -1,0 +1,80 @@
+"""Revision 2 of ERASE: entropy and edges of the low-passed image, then an early and a late cut within one budget."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erase.budget import budget_cuts, importance, informative
+from erase.edges import edge_ratio, edge_threshold
+from erase.entropy import level_entropy
+from erase.errors import UnsupportedError
+from erase.images import VisionImage
+from erase.lowpass import POOL, low_pass
+from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, QuerySource, ScoreContext
+from erase.policy import BudgetPolicy
+from erase.selection import top_indices
+
+
+class BudgetMethod(Method):
+    """Stage 1 keeps what stands out of its image or has edges; the cuts bring the rest to a budget over all layers.
+
+    An image's complexity is the mean entropy that its cells are compared with. The caches of layers before a cut stay
+    as they ran.
+    """
+
+    name = "erase-budget"
+
+    def __init__(self, policy: BudgetPolicy) -> None:
+        self.policy = policy
+        self.requested = policy.retention
+        self.measure = policy.measure
+
+    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
+        return Preselection(tuple(self._select(image) for image in images))
+
+    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
+        planned = budget_cuts(
+            tokens=preselection.tokens,
+            survivors=preselection.kept.numel(),
+            retention=self.policy.retention,
+            late_retention=self.policy.late_retention,
+            depth=architecture.depth,
+            layers=self.policy.layers or (architecture.early, architecture.late),
+            may_drop_all=architecture.may_drop_all,
+        )
+        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
+
+    def query_source(self, architecture: Architecture) -> QuerySource:
+        return architecture.budget_queries if self.policy.scoring == "reference" else "normed_input"
+
+    def score(self, context: ScoreContext) -> Tensor:
+        attention = context.attention()
+        if context.cut.role != "early":
+            return attention
+        images = context.preselection.images
+        survivors = context.survivors.cpu()
+        entropy = torch.cat([image.entropy for image in images])[survivors].to(attention.device)
+        edges = [image.edge_ratio for image in images if image.edge_ratio is not None]
+        return importance(attention, entropy, torch.cat(edges)[survivors].to(attention.device), self.policy.cue_weight)
+
+    def _select(self, image: VisionImage) -> ImageSelection:
+        if image.cell % POOL:
+            raise UnsupportedError(
+                f"revision 2 pools pixels by {POOL}, which does not divide this model's cells of {image.cell} pixels"
+            )
+        parts = [self._look_at(tiles, image) for tiles in image.groups]
+        entropy, edges, keep = (torch.cat(group) for group in zip(*parts, strict=True))
+        if self.policy.retention == 1.0:
+            keep = torch.ones_like(keep)
+        elif not bool(keep.any()):
+            keep[top_indices(entropy, 1)] = True
+        kept = keep.nonzero().squeeze(1)
+        return ImageSelection(image.tokens, kept, entropy, float(entropy.mean()), None, image.grid, edges)
+
+    def _look_at(self, tiles: Tensor, image: VisionImage) -> tuple[Tensor, Tensor, Tensor]:
+        blurred = low_pass(tiles, image.luma)
+        side = image.cell // POOL
+        entropy = level_entropy(blurred.round().to(torch.uint8), side).cpu()
+        edges = edge_ratio(blurred, side, edge_threshold(blurred, self.policy.edge_tau)).cpu()
+        return entropy, edges, informative(entropy, edges)

@@ -1,0 +1,73 @@
+"""The low-passed image against torch's own pooling and convolution, and the compiled version against the plain one."""
+
+import pytest
+import torch
+from test_entropy import images
+from torch import Tensor
+from torch.nn import functional
+
+from erase import kernels
+from erase.errors import InputError
+from erase.lowpass import low_pass
+from erase.luma import BT601, BT601_UNIT, Luma, grey
+
+SIZES = [(8, 8), (28, 28), (56, 140), (252, 1036), (644, 448), (1008, 1344)]
+
+
+def by_torch(tiles: Tensor, luma: Luma = BT601) -> Tensor:
+    binomial = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    pooled = functional.avg_pool2d(grey(tiles, luma).clamp(0, 255).unsqueeze(1), 4)
+    return functional.conv2d(functional.pad(pooled, (1, 1, 1, 1), mode="reflect"), binomial[None, None]).squeeze(1)
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
+def _version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not kernels.AVAILABLE:
+        pytest.skip("numba is missing, or STAGE1_PURE set")
+    monkeypatch.setattr(kernels, "AVAILABLE", request.param)
+
+
+@pytest.mark.parametrize("luma", [BT601, BT601_UNIT], ids=["levels", "unit range"])
+@pytest.mark.parametrize("cell", [28, 32])
+def test_the_compiled_version_gives_the_bits_of_the_plain_one(
+    cell: int, luma: Luma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: low_pass(image, luma) for name, image in images(cell).items()}
+    monkeypatch.setattr(kernels, "AVAILABLE", False)
+    for name, image in images(cell).items():
+        assert torch.equal(found[name], low_pass(image, luma)), name
+
+
+@pytest.mark.usefixtures("_version")
+class TestEitherVersion:
+    @pytest.mark.parametrize("size", SIZES, ids=str)
+    @pytest.mark.parametrize("levels", [256, 2, 12])
+    def test_it_has_the_bits_of_torchs_pooling_and_convolution(self, size: tuple[int, int], levels: int) -> None:
+        generator = torch.Generator().manual_seed(levels)
+        image = torch.randint(0, levels, (1, 3, *size), generator=generator, dtype=torch.uint8)
+        image *= 255 if levels == 2 else 1
+        assert torch.equal(low_pass(image), by_torch(image))
+
+    def test_tiles_do_not_see_each_other(self) -> None:
+        tiles = images(28)["random"]
+        assert torch.equal(low_pass(tiles), torch.cat([low_pass(tile) for tile in tiles.split(1)]))
+        assert torch.equal(low_pass(tiles), by_torch(tiles))
+
+    def test_a_flat_image_stays_as_it_is(self) -> None:
+        white = torch.full((1, 3, 28, 56), 255, dtype=torch.uint8)
+        torch.testing.assert_close(low_pass(white), torch.full((1, 7, 14), 255.0))
+        assert float(low_pass(white).max()) <= 255.0
+        assert torch.equal(low_pass(torch.zeros_like(white)), torch.zeros(1, 7, 14))
+
+    def test_pixels_may_lie_in_memory_in_any_order(self) -> None:
+        image = images(28)["random"]
+        interleaved = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        assert torch.equal(low_pass(interleaved), low_pass(image))
+
+    def test_no_tiles_give_no_images(self) -> None:
+        assert low_pass(torch.zeros(0, 3, 28, 56, dtype=torch.uint8)).shape == (0, 7, 14)
+
+    def test_images_that_cannot_be_pooled_or_mirrored_are_refused(self) -> None:
+        for shape in [(1, 3, 28, 30), (1, 3, 4, 28), (3, 28, 28)]:
+            with pytest.raises(InputError):
+                low_pass(torch.zeros(shape, dtype=torch.uint8))
