@@ -35,11 +35,12 @@ def vision_attention(
     transposed = key.to(torch.float32).transpose(1, 2)  # (key heads, D, K)
     columns = torch.arange(keys, device=key.device)
     total = torch.zeros(vision_columns.numel(), dtype=torch.float32, device=key.device)
-    for start in range(0, queries, chunk):
-        rows = query_rows[start : start + chunk]
-        part = query[:, start : start + chunk].to(torch.float32).reshape(key_heads, group * rows.numel(), dim)
-        scores = torch.bmm(part, transposed).mul_(scale).view(key_heads, group, rows.numel(), keys)
-        scores.masked_fill_(columns > rows.unsqueeze(1), float("-inf"))
-        weights = torch.softmax(scores, dim=-1).index_select(-1, vision_columns)
-        total += weights.mean(dim=(0, 1)).sum(dim=0)
+    with torch.autocast(key.device.type, enabled=False):  # it would run the dot products in half precision
+        for start in range(0, queries, chunk):
+            rows = query_rows[start : start + chunk]
+            part = query[:, start : start + chunk].to(torch.float32).reshape(key_heads, group * rows.numel(), dim)
+            scores = torch.bmm(part, transposed).mul_(scale).view(key_heads, group, rows.numel(), keys)
+            scores.masked_fill_(columns > rows.unsqueeze(1), float("-inf"))
+            weights = torch.softmax(scores, dim=-1).index_select(-1, vision_columns)
+            total += weights.mean(dim=(0, 1)).sum(dim=0)
     return total

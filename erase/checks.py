@@ -142,6 +142,16 @@ def token_places(call: Mapping[str, Any], vision: Tensor) -> list[Tensor]:
     return [row.nonzero().squeeze(1) for row in valid]
 
 
+def require_padding_on_the_left(places: Sequence[Tensor], length: int) -> None:
+    """Refuses to generate behind padding, whose rows have no logits; `places` as from `token_places`, among `length`.
+
+    Raises:
+        UnsupportedError: a prompt does not end in the last column.
+    """
+    if any(int(own[-1]) != length - 1 for own in places):
+        raise UnsupportedError("generate needs prompts padded on the left (padding_side='left'), not on the right")
+
+
 def require_fresh_cache(call: Mapping[str, Any]) -> None:
     """Refuses a cache that cannot hold a pruned prompt.
 

@@ -1,6 +1,6 @@
 """Runs a stock decoder's layers over prompts that shrink on their way, and over the tokens that follow them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,11 @@ def prefill(
     prompts: Sequence[PromptRows],
     *,
     embeddings: Tensor,
-    features: Sequence[Tensor],
+    features: Iterable[Tensor],
     deep: Sequence[Sequence[Tensor]],
     positions: Tensor,
     places: Sequence[Tensor],
-    cache: PrunedCache,
+    cache: PrunedCache | None,
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
     """Prompts through all decoder layers, each cut where its method says. Rows are padded on the left.
 
@@ -33,11 +33,12 @@ def prefill(
         adapter: the model.
         prompts: one per row of the batch, before any layer has run.
         embeddings: [B, L, d], what enters the unpruned decoder.
-        features: per prompt [stage-1 survivors, d], the method's own vision embeddings.
+        features: per prompt [stage-1 survivors, d], the method's own vision embeddings; made one by one as they are
+            placed, so that they are not alive beside the layers.
         deep: per prompt and early layer [vision tokens, d], DeepStack features to add after the layer.
         positions: int64 [axes, B, L], of the unpruned prompts.
         places: per prompt int64 [tokens], where its tokens stand among the L; the others are padding.
-        cache: empty; holds every layer's survivors afterwards.
+        cache: empty; holds every layer's survivors afterwards. None holds nothing.
 
     Returns:
         [B, L, d] normalised hidden states, NaN in the rows of dropped tokens and padding, and per prompt the valid
@@ -46,29 +47,34 @@ def prefill(
     batch, length, _ = embeddings.shape
     entering = _left_padded([places[number][prompt.index] for number, prompt in enumerate(prompts)])
     hidden = _gather(embeddings, entering)
-    for number, (prompt, own) in enumerate(zip(prompts, features, strict=True)):
-        rows = (prompt.columns + hidden.shape[1] - prompt.rows).to(hidden.device)
-        hidden[number, rows] = own.to(hidden.device, hidden.dtype)
+    _place_features(hidden, prompts, features)
     cos, sin = adapter.rotary(hidden, torch.stack([_gather(axis, entering) for axis in positions]))
     columns = _columns(prompts, hidden)
     mask = _causal_mask(adapter, hidden, columns, None)
     held: list[Columns] = []
     for number, layer in enumerate(adapter.layers):
         run_input = hidden
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin), use_cache=True, **{CACHE: cache})
+        hidden = layer(
+            hidden,
+            attention_mask=mask,
+            position_embeddings=(cos, sin),
+            use_cache=cache is not None,
+            **{CACHE: cache},
+        )
         _add_deep_features(hidden, prompts, deep, number)
         held.append(columns)
         for prompt in prompts:
             prompt.ran_layer()
         if not any(prompt.next_cut and prompt.next_cut.after_layers == number + 1 for prompt in prompts):
             continue
-        run = LayerRun(number, *(states.flatten(0, 1) for states in (run_input, hidden, cos, sin)))
-        stays = _cut_all(adapter, prompts, run, hidden.shape[1], cache)
+        flat = (states.flatten(0, 1) for states in (run_input, hidden, cos, sin))
+        stays = _cut_all(adapter, prompts, LayerRun(number, *flat), hidden.shape[1], cache)
         hidden, cos, sin = (_gather(states, stays) for states in (hidden, cos, sin))
         columns = _columns(prompts, hidden)
         mask = _causal_mask(adapter, hidden, columns, None)
         _prune_cache(prompts, number + 1, cache, held)
-    cache.declare(length, held)
+    if cache is not None:
+        cache.declare(length, held)
     normalised = adapter.language_model.norm(hidden)
     output = normalised.new_full((batch, length, normalised.shape[2]), float("nan"))
     for number, prompt in enumerate(prompts):
@@ -106,6 +112,12 @@ def decode(
     return output
 
 
+def _place_features(hidden: Tensor, prompts: Sequence[PromptRows], features: Iterable[Tensor]) -> None:
+    for number, (prompt, own) in enumerate(zip(prompts, features, strict=True)):
+        rows = (prompt.columns + hidden.shape[1] - prompt.rows).to(hidden.device)
+        hidden[number, rows] = own.to(hidden.device, hidden.dtype)
+
+
 def _add_deep_features(
     hidden: Tensor, prompts: Sequence[PromptRows], deep: Sequence[Sequence[Tensor]], layer: int
 ) -> None:
@@ -115,19 +127,32 @@ def _add_deep_features(
 
 
 def _cut_all(
-    adapter: VisionLanguageAdapter, prompts: Sequence[PromptRows], run: LayerRun, width: int, cache: PrunedCache
+    adapter: VisionLanguageAdapter, prompts: Sequence[PromptRows], run: LayerRun, width: int, cache: PrunedCache | None
 ) -> Tensor:
     """Makes the cuts planned after this layer: of `width` columns those that stay, int64 [B, columns]."""
     stays = []
     for number, prompt in enumerate(prompts):
         rows = prompt.rows
         padding = width - rows
-        kept = cut_prompt(adapter, prompt, run, number * width + padding, partial(cache.keys, run.layer, number, rows))
+        start = number * width + padding
+        keys = (
+            partial(cache.keys, run.layer, number)
+            if cache is not None
+            else partial(_computed_keys, adapter, run, start)
+        )
+        kept = cut_prompt(adapter, prompt, run, start, partial(keys, rows))
         stays.append(padding + (torch.arange(rows, device=prompt.index.device) if kept is None else kept))
     return _left_padded(stays)
 
 
-def _prune_cache(prompts: Sequence[PromptRows], layers: int, cache: PrunedCache, held: list[Columns]) -> None:
+def _computed_keys(adapter: VisionLanguageAdapter, run: LayerRun, start: int, rows: int) -> Tensor:
+    """The layer's keys [key heads, rows, head_dim] of a prompt once more, where no cache has them."""
+    own = slice(start, start + rows)
+    hidden, cos, sin = (part[own].to(run.output.device) for part in (run.input, run.cos, run.sin))
+    return adapter.project(run.layer, hidden, cos, sin)[1]
+
+
+def _prune_cache(prompts: Sequence[PromptRows], layers: int, cache: PrunedCache | None, held: list[Columns]) -> None:
     """Takes dropped tokens out of the cache of the first `layers` layers, where a prompt's last cut asks for it."""
     pruning = [bool(prompt.done) and prompt.cuts[len(prompt.done) - 1].prune_cache for prompt in prompts]
     if not any(pruning):
@@ -143,7 +168,8 @@ def _prune_cache(prompts: Sequence[PromptRows], layers: int, cache: PrunedCache,
                 stays.append(old.valid.shape[1] - cached + rows)
             layouts[id(old)] = _left_padded(stays), _layout([len(rows) for rows in stays], old.valid.device)
         columns, held[layer] = layouts[id(old)]
-        cache.keep_columns(layer, columns)
+        if cache is not None:
+            cache.keep_columns(layer, columns)
     for prompt, prunes in zip(prompts, pruning, strict=True):
         if prunes:
             prompt.forget_dropped()

@@ -80,6 +80,27 @@ def images_from_patches(
         InputError: the tensors do not fit each other or the sizes.
         UnsupportedError: a grid has more than one time step (a video).
     """
+    grids = fitting_grids(
+        pixel_values,
+        image_grid_thw,
+        patch_size=patch_size,
+        merge_size=merge_size,
+        temporal_patch_size=temporal_patch_size,
+    )
+    patches = [height * width for height, width in grids]
+    images = []
+    for own, (height, width) in zip(torch.split(pixel_values, patches), grids, strict=True):
+        size = (height * patch_size, width * patch_size)
+        copies = own.reshape(-1, 3, temporal_patch_size, patch_size**2)
+        restored = _restore(copies, image_mean, image_std, patch_size, merge_size, size)
+        images.append(VisionImage(restored.unsqueeze(0), patch_size * merge_size, luma))
+    return images
+
+
+def fitting_grids(
+    pixel_values: Tensor, image_grid_thw: Tensor, *, patch_size: int, merge_size: int, temporal_patch_size: int
+) -> list[tuple[int, int]]:
+    """Patches along height and width of each image; arguments and errors are those of `images_from_patches`."""
     if image_grid_thw.ndim != 2 or image_grid_thw.shape[1] != 3:
         raise InputError(f"image_grid_thw must be [images, 3], got {list(image_grid_thw.shape)}")
     grids: list[list[int]] = image_grid_thw.tolist()
@@ -89,19 +110,13 @@ def images_from_patches(
         )
     if any(min(height, width) < 1 or height % merge_size or width % merge_size for _, height, width in grids):
         raise InputError(f"every height and width of image_grid_thw must be a multiple of merge_size = {merge_size}")
-    patches = [height * width for _, height, width in grids]
+    patches = sum(height * width for _, height, width in grids)
     columns = 3 * temporal_patch_size * patch_size**2
-    if pixel_values.ndim != 2 or pixel_values.shape[0] != sum(patches) or pixel_values.shape[1] != columns:
+    if pixel_values.ndim != 2 or pixel_values.shape[0] != patches or pixel_values.shape[1] != columns:
         raise InputError(
-            f"pixel_values must be [{sum(patches)}, {columns}] for this image_grid_thw, got {list(pixel_values.shape)}"
+            f"pixel_values must be [{patches}, {columns}] for this image_grid_thw, got {list(pixel_values.shape)}"
         )
-    images = []
-    for own, (_, height, width) in zip(torch.split(pixel_values, patches), grids, strict=True):
-        size = (height * patch_size, width * patch_size)
-        copies = own.reshape(-1, 3, temporal_patch_size, patch_size**2)
-        restored = _restore(copies, image_mean, image_std, patch_size, merge_size, size)
-        images.append(VisionImage(restored.unsqueeze(0), patch_size * merge_size, luma))
-    return images
+    return [(height, width) for _, height, width in grids]
 
 
 def images_from_tiles(
@@ -129,13 +144,18 @@ def images_from_tiles(
     Raises:
         InputError: the numbers of tiles do not fit `pixel_values`.
     """
+    require_tiles(pixel_values, tiles)
+    levels = _levels(pixel_values, image_mean, image_std)
+    return [VisionImage(own, cell, luma, thumbnail=len(own) > 1) for own in torch.split(levels, list(tiles))]
+
+
+def require_tiles(pixel_values: Tensor, tiles: Sequence[int]) -> None:
+    """Refuses pixels that are not these images' tiles; arguments and errors are those of `images_from_tiles`."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or pixel_values.shape[0] != sum(tiles):
         raise InputError(
             f"pixel_values must be [{sum(tiles)}, 3, height, width] for these image tokens, "
             f"got {list(pixel_values.shape)}"
         )
-    levels = _levels(pixel_values, image_mean, image_std)
-    return [VisionImage(own, cell, luma, thumbnail=len(own) > 1) for own in torch.split(levels, list(tiles))]
 
 
 def _restore(

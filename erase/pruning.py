@@ -1,6 +1,7 @@
 """`with erase.pruning(model, policy)`: stock transformers calls, fewer vision tokens."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def pruning(
             (adapter.inner, "get_image_features", session.image_features),
             (adapter.language_model, "forward", session.decoder_forward),
         ):
-            stack.enter_context(patched(module, name, replacement))
+            stack.enter_context(patched(module, name, session.in_turn(replacement)))
         yield session.trace
 
 
@@ -88,8 +89,19 @@ class _Session:
         self.costs = decoder_costs(adapter.text_config)
         self.trace = Trace()
         self._encoded: tuple[Any, dict[str, Any]] | None = None
+        self._generating = False
         self._batch: _Batch | None = None
         self._stock_mode = False
+        self._lock = threading.RLock()
+
+    def in_turn(self, replacement: Callable[..., Any]) -> Callable[..., Any]:
+        """Calls of several threads run one after the other, as replacements of one call share this object."""
+
+        def waiting(original: Callable[..., Any], call: dict[str, Any]) -> Any:
+            with self._lock:
+                return replacement(original, call)
+
+        return waiting
 
     def generate(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         checks.require_stills(call)
@@ -111,10 +123,11 @@ class _Session:
             # `generate` refuses a cache beside a named implementation, even beside the one it would take anyway.
             named = self._generation_setting(call, "cache_implementation") is not None
             call = call | {"past_key_values": self._new_cache()} | ({"cache_implementation": None} if named else {})
+        self._generating = True
         try:
             return original(**call)
         finally:
-            self._encoded = None
+            self._encoded, self._generating = None, False
 
     def forward(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         if call.get("labels") is not None:
@@ -141,13 +154,12 @@ class _Session:
         features = (call.get("mm_encoder_outputs") or {}).get("image")
         if features is None:
             checks.require_pixels(call, self.adapter.pixel_inputs)
-        elif self._encoded is None or self._encoded[0] is not features:
+        elif self._encoded is None or not (self._generating or self._encoded[0] is features):
+            # What `generate` encoded may arrive as a copy, where hooks move a spread model's arguments.
             raise UnsupportedError("image features encoded outside pruning() carry no pixels; pass pixel_values")
         pixels = call if features is None or self._encoded is None else self._encoded[1]
-        images = self.adapter.images_of(pixels, vision, self.mean, self.std)
         methods = self._methods_for(len(vision))
-        selections = [method.preselect(own) for method, own in zip(methods, images, strict=True)]
-        self._batch = _Batch(vision, places, methods, selections)
+        self._batch = _Batch(vision, places, methods, self._preselect(methods, pixels, vision))
         try:
             return original(**call)
         finally:
@@ -162,6 +174,10 @@ class _Session:
         cache = call.get("past_key_values")
         if self._batch is not None:
             return self._image_prompts(original, call, self._batch)
+        positions, length = call.get("position_ids"), call["inputs_embeds"].shape[1]
+        if positions is not None and positions.shape[-1] > length:
+            # Given a mask of the whole text, the Qwens number the whole text and not only its new tokens.
+            call = call | {"position_ids": positions[..., -length:]}
         if isinstance(cache, PrunedCache) and cache.is_pruned:
             self._refuse_captured_outputs(call)
             embeddings = call["inputs_embeds"]
@@ -175,18 +191,23 @@ class _Session:
             return _decoder_output(hidden, cache)
         return original(**call)
 
+    def _preselect(self, methods: Sequence[Method], pixels: dict[str, Any], vision: Tensor) -> list[Preselection]:
+        """Stage 1 of every prompt; the images that it looks at are gone afterwards."""
+        images = self.adapter.images_of(pixels, vision, self.mean, self.std)
+        return [method.preselect(own) for method, own in zip(methods, images, strict=True)]
+
     def _image_prompts(self, original: Callable[..., Any], call: dict[str, Any], batch: "_Batch") -> Any:
         embeddings = call["inputs_embeds"]
-        prompts, features, touched = [], [], False
+        prompts, touched = [], False
         for number, (places, method, selection) in enumerate(
             zip(batch.places, batch.methods, batch.selections, strict=True)
         ):
             is_vision = batch.vision[number, places]
             cuts = method.cuts(selection, self.adapter.architecture)
-            encoded = embeddings[number, batch.vision[number]]
-            features.append(method.postencode(encoded, selection))
             prompts.append(PromptRows(method, selection, cuts, is_vision))
-            if features[-1] is not encoded or any(cut.keep < selection.kept.numel() for cut in cuts):
+            left = selection.kept.numel()
+            own_features = type(method).postencode is not Method.postencode
+            if own_features or left < selection.tokens or any(cut.keep < left for cut in cuts):
                 checks.require_text_at_the_end(is_vision)
                 touched = True
         use_cache = self._uses_cache(call)
@@ -199,15 +220,20 @@ class _Session:
             self._record(prompts, [(len(places),) * self.adapter.depth for places in batch.places])
             return output
         self._refuse_captured_outputs(call)
+        if self._generating:
+            checks.require_padding_on_the_left(batch.places, embeddings.shape[1])
         given = call.get("past_key_values")
-        cache = given if isinstance(given, PrunedCache) else self._new_cache()
+        cache = given if isinstance(given, PrunedCache) else self._new_cache() if use_cache else None
         counts = [selection.tokens for selection in batch.selections]
         deep = [torch.split(layer, counts) for layer in self.adapter.deep_features(call)]
         hidden, lengths = host.prefill(
             self.adapter,
             prompts,
             embeddings=embeddings,
-            features=features,
+            features=(
+                method.postencode(embeddings[number, batch.vision[number]], selection)
+                for number, (method, selection) in enumerate(zip(batch.methods, batch.selections, strict=True))
+            ),
             deep=[[layer[number] for layer in deep] for number in range(len(prompts))],
             positions=self._positions(call),
             places=batch.places,

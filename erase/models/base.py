@@ -76,7 +76,7 @@ class VisionLanguageAdapter(ABC):
 
     @property
     def architecture(self) -> Architecture:
-        """Depth L and default cuts: after 2 (Qwen3-VL: 4) or 0.58 L + 1 layers in revision 1, 2 and 0.67 L in revision 2."""
+        """Depth L; default cuts after 2 (Qwen3-VL: 4) or 0.58 L + 1 layers (revision 1), 2 and 0.67 L (revision 2)."""
         last = self.depth - 1
         return Architecture(
             name=self.model_type,
@@ -131,7 +131,14 @@ class VisionLanguageAdapter(ABC):
         return [self.image_token_id] * tokens
 
     def check_call(self, call: Mapping[str, Any], vision: Tensor) -> None:  # noqa: B027 - nothing to check is fine
-        """Refuses a prompt [B, L] with images whose arguments would silently give wrong positions."""
+        """Refuses prompts whose arguments do not fit each other or would silently give wrong positions.
+
+        Looks at shapes only, before anything runs; absent pixels are not missed here. `vision` as in `images_of`.
+
+        Raises:
+            InputError: images and image tokens do not add up, or token types contradict them.
+            UnsupportedError: token types are missing.
+        """
 
     def deep_features(self, call: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """DeepStack features [vision tokens of all prompts, d] per early layer, from the decoder's arguments."""
@@ -215,23 +222,28 @@ class VisionLanguageAdapter(ABC):
             )
 
 
-def share_out(images: Sequence[VisionImage], wanted: Sequence[int]) -> list[list[VisionImage]]:
-    """Gives each prompt its images, in order, so that their vision tokens add up to what the prompt has.
+def share_out(tokens: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """How many images each prompt gets, in order, so that their vision tokens add up to what the prompt has.
+
+    Args:
+        tokens: vision tokens of each image.
+        wanted: image tokens of each prompt.
 
     Raises:
-        InputError: they do not.
+        InputError: they do not add up.
     """
-    left = list(images)
-    shares: list[list[VisionImage]] = []
+    shares: list[int] = []
+    first = 0
     for prompt, count in enumerate(wanted):
-        share: list[VisionImage] = []
-        while left and sum(image.tokens for image in share) < count:
-            share.append(left.pop(0))
-        if (given := sum(image.tokens for image in share)) != count:
+        end = first
+        while end < len(tokens) and sum(tokens[first:end]) < count:
+            end += 1
+        if (given := sum(tokens[first:end])) != count:
             raise InputError(f"prompt {prompt} has {count} image tokens, but its images make {given} vision tokens")
-        shares.append(share)
-    if left:
-        raise InputError(f"{len(left)} of {len(images)} images have no image tokens in any prompt")
+        shares.append(end - first)
+        first = end
+    if first < len(tokens):
+        raise InputError(f"{len(tokens) - first} of {len(tokens)} images have no image tokens in any prompt")
     return shares
 
 

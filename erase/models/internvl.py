@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from erase.errors import InputError
-from erase.images import VisionImage, images_from_tiles
+from erase.images import VisionImage, images_from_tiles, require_tiles
 from erase.luma import BT601_UNIT
 from erase.models.base import VisionFeatures, VisionLanguageAdapter
 
@@ -45,18 +45,9 @@ class InternVL(VisionLanguageAdapter):
     def images_of(
         self, call: Mapping[str, Any], vision: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> list[list[VisionImage]]:
-        pixels = call["pixel_values"]
-        cells = (pixels.shape[-2] // self.cell) * (pixels.shape[-1] // self.cell) if pixels.ndim == 4 else 0
-        if cells != self.tile_tokens or pixels.shape[-1] % self.cell or pixels.shape[-2] % self.cell:
-            raise InputError(
-                f"pixel_values must be tiles [tiles, 3, height, width] of {self.tile_tokens} vision tokens, "
-                f"cells of {self.cell} pixels each, got {list(pixels.shape)}"
-            )
-        runs = [[len(list(group)) for is_image, group in groupby(row) if is_image] for row in vision.tolist()]
-        if any(length % self.tile_tokens for row in runs for length in row):
-            raise InputError(f"every run of image tokens must be a multiple of a tile's {self.tile_tokens} tokens")
-        tiles = [[length // self.tile_tokens, 1, 1] for row in runs for length in row]
-        images = iter(self.vision_images(pixels, torch.tensor(tiles), mean, std))
+        runs = self._tiles_of(vision)
+        tiles = torch.tensor([[count, 1, 1] for row in runs for count in row])
+        images = iter(self.vision_images(call["pixel_values"], tiles, mean, std))
         return [[next(images) for _ in row] for row in runs]
 
     def vision_images(
@@ -77,6 +68,19 @@ class InternVL(VisionLanguageAdapter):
         inside = super().image_span(tokenizer, tokens)
         return [tokenizer.start_image_token_id, *inside, tokenizer.end_image_token_id]
 
+    def check_call(self, call: Mapping[str, Any], vision: Tensor) -> None:
+        tiles = [count for row in self._tiles_of(vision) for count in row]
+        pixels = call.get("pixel_values")
+        if pixels is None:
+            return
+        height, width = pixels.shape[-2:] if pixels.ndim == 4 else (0, 0)
+        if height % self.cell or width % self.cell or height * width != self.tile_tokens * self.cell**2:
+            raise InputError(
+                f"pixel_values must be tiles [tiles, 3, height, width] of {self.tile_tokens} vision tokens, "
+                f"cells of {self.cell} pixels each, got {list(pixels.shape)}"
+            )
+        require_tiles(pixels, tiles)
+
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[VisionFeatures, ...]:
         features = self.inner.get_image_features(pixel_values, return_dict=True).pooler_output  # (tiles, tokens, d)
         parts = torch.split(features, grids[:, 0].tolist())
@@ -84,3 +88,10 @@ class InternVL(VisionLanguageAdapter):
 
     def positions(self, tokens: Tensor, is_image: Tensor, grids: Tensor | None) -> tuple[Tensor, int]:
         return torch.arange(len(tokens)).unsqueeze(0), 0
+
+    def _tiles_of(self, vision: Tensor) -> list[list[int]]:
+        """Tiles of each image of each prompt: an image is a run of image tokens."""
+        runs = [[len(list(group)) for is_image, group in groupby(row) if is_image] for row in vision.tolist()]
+        if any(length % self.tile_tokens for row in runs for length in row):
+            raise InputError(f"every run of image tokens must be a multiple of a tile's {self.tile_tokens} tokens")
+        return [[length // self.tile_tokens for length in row] for row in runs]

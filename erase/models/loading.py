@@ -71,11 +71,18 @@ class LoadedModel:
 
 
 def load_model(
-    source: str = DEMO, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    source: str = DEMO,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    weights: bool = True,
 ) -> LoadedModel:
     """Load the bundled demo model (`demo`), a local folder or a hub id pinned to a commit.
 
-    `device` auto takes CUDA where there is one; `dtype` auto is bfloat16 on CUDA and float32 on CPU.
+    `device` auto takes CUDA where there is one; `dtype` auto is bfloat16 on CUDA and float32 on CPU. Without `weights`
+    the model is built from its configuration on the meta device: enough for images, stage 1 and planned cuts of a model
+    of any size in a moment, but it cannot run, and a local one's `revision` is empty.
 
     Raises:
         ModelLoadError: no such folder, an unpinned hub id, an architecture without adapter, files that are missing,
@@ -92,35 +99,31 @@ def load_model(
         )
     options = {"trust_remote_code": False} | ({} if local else {"revision": revision})
     location = str(path) if local else source
-    target = _device(device)
+    target = _device(device) if weights else torch.device("meta")
     try:
-        model_type = AutoConfig.from_pretrained(location, **options).model_type
-        if model_type not in SUPPORTED:
+        config = AutoConfig.from_pretrained(location, **options)
+        if config.model_type not in SUPPORTED:
             raise ModelLoadError(
-                f"the model {source!r} has the architecture {model_type!r}; supported: {', '.join(SUPPORTED)}"
+                f"the model {source!r} has the architecture {config.model_type!r}; supported: {', '.join(SUPPORTED)}"
             )
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            location,
-            dtype=_dtype(dtype, target),
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **options,
-        )
+        settings = {"dtype": _dtype(dtype, target), "attn_implementation": "sdpa"}
+        if weights:
+            model = _with_weights(source, location, settings | options)
+        else:
+            with target:
+                model = AutoModelForImageTextToText.from_config(config, **settings)
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         # The PIL backend, also where torchvision is installed: the same pixels on every machine.
         image_processor = AutoImageProcessor.from_pretrained(location, backend="pil", **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"cannot load the model {source!r}: {error}") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelLoadError(f"the weights of {source!r} are incomplete: {len(missing)} missing, first {missing[0]}")
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"the tokenizer of {source!r} has no chat template, so questions cannot be put to it")
     model.eval().requires_grad_(False).to(target)
     policy_file = path / "erase_policy.json" if local else None
     return LoadedModel(
         name=source if source == DEMO or not local else path.resolve().name,
-        revision=fingerprint(path) if local else str(revision),
+        revision=str(revision) if not local else fingerprint(path) if weights else "",
         model=model,
         adapter=adapter_for(model),
         tokenizer=tokenizer,
@@ -128,6 +131,15 @@ def load_model(
         image_processor=image_processor,
         policy_file=policy_file if policy_file and policy_file.is_file() else None,
     )
+
+
+def _with_weights(source: str, location: str, settings: dict[str, Any]) -> Any:
+    model, loading = AutoModelForImageTextToText.from_pretrained(
+        location, use_safetensors=True, output_loading_info=True, **settings
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLoadError(f"the weights of {source!r} are incomplete: {len(missing)} missing, first {missing[0]}")
+    return model
 
 
 def fingerprint(folder: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erase.errors import InputError, UnsupportedError
-from erase.images import VisionImage, images_from_patches
+from erase.images import VisionImage, fitting_grids, images_from_patches
 from erase.models.base import VisionFeatures, VisionLanguageAdapter, share_out
 
 
@@ -28,22 +28,14 @@ class QwenVL(VisionLanguageAdapter):
     def images_of(
         self, call: Mapping[str, Any], vision: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> list[list[VisionImage]]:
-        images = self.vision_images(call["pixel_values"], call["image_grid_thw"], mean, std)
-        return share_out(images, vision.sum(dim=1).tolist())
+        images = iter(self.vision_images(call["pixel_values"], call["image_grid_thw"], mean, std))
+        return [[next(images) for _ in range(share)] for share in self._shares(call, vision)]
 
     def vision_images(
         self, pixel_values: Tensor, grids: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> list[VisionImage]:
-        settings = self.config.vision_config
         return images_from_patches(
-            pixel_values,
-            grids,
-            patch_size=settings.patch_size,
-            merge_size=settings.spatial_merge_size,
-            temporal_patch_size=settings.temporal_patch_size,
-            image_mean=mean,
-            image_std=std,
-            luma=self.luma,
+            pixel_values, grids, **self._patch_sizes, image_mean=mean, image_std=std, luma=self.luma
         )
 
     def prepare_image(self, image_processor: Any, image: Any) -> tuple[Tensor, tuple[int, int, int]]:
@@ -67,6 +59,8 @@ class QwenVL(VisionLanguageAdapter):
                 )
         elif token_types.shape != vision.shape or not bool(torch.equal(token_types.to(vision.device) == 1, vision)):
             raise InputError("mm_token_type_ids must be 1 exactly where input_ids has image tokens")
+        if all(call.get(name) is not None for name in self.pixel_inputs):
+            self._shares(call, vision)
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[VisionFeatures, ...]:
         output = self.inner.get_image_features(pixel_values, grids, return_dict=True)
@@ -81,6 +75,22 @@ class QwenVL(VisionLanguageAdapter):
             tokens.unsqueeze(0), mm_token_type_ids=is_image.unsqueeze(0), image_grid_thw=grids
         )
         return positions[:, 0], int(delta)
+
+    @property
+    def _patch_sizes(self) -> dict[str, int]:
+        vision = self.config.vision_config
+        return {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        }
+
+    def _shares(self, call: Mapping[str, Any], vision: Tensor) -> list[int]:
+        """How many images each prompt has."""
+        sizes = self._patch_sizes
+        grids = fitting_grids(call["pixel_values"], call["image_grid_thw"], **sizes)
+        tokens = [height * width // sizes["merge_size"] ** 2 for height, width in grids]
+        return share_out(tokens, vision.sum(dim=1).tolist())
 
 
 def _per_image(features: Any, tokens: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -108,7 +108,7 @@ def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:
     images = prepare_images(demo, [page(0, *image_size(36))])
     prompt = prepare_prompt(demo, "what is page ?", images)
     method = method_for(None)
-    sequence = Sequence("0", prompt, method, method.preselect([images[0].cells]))
+    sequence = Sequence("0", prompt, method, method.preselect([images[0].pixels]))
     with torch.inference_mode(), FlopCounterMode(display=False) as encode:
         features = encode_images(demo.adapter, [sequence], demo.device)
     with torch.inference_mode(), FlopCounterMode(display=False) as decoder:
@@ -124,8 +124,8 @@ def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:
 def test_pages_are_the_same_every_time_and_differ_in_complexity(demo: LoadedModel) -> None:
     assert page(1, 280, 280).tobytes() == page(1, 280, 280).tobytes()
     method = method_for(None)
-    cells = [image.cells for image in prepare_images(demo, [page(number, 280, 280) for number in range(3)])]
-    assert len({round(image.complexity, 1) for image in method.preselect(cells).images}) == 3
+    pixels = [image.pixels for image in prepare_images(demo, [page(number, 280, 280) for number in range(3)])]
+    assert len({round(image.complexity, 1) for image in method.preselect(pixels).images}) == 3
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(169, (364, 364)), (1280, (1120, 896)), (4096, (1792, 1792))])

@@ -1,12 +1,18 @@
-"""Fixtures: golden cases and tiny random models."""
+"""Fixtures: golden cases and the models that they were recorded with."""
 
-import json
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
-from erase_cases import GOLDEN, MANIFEST, GoldenCase, load_case, load_golden_model
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from erase_cases import MANIFEST, GoldenCase, load_case
+from hypothesis import settings
+from slow_cases import load_golden
+from transformers import PreTrainedModel
+
+# The first example may have to wait for a compiler, and every one for a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,33 +21,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def golden_model() -> Qwen2_5_VLForConditionalGeneration:
-    return load_golden_model("sdpa")
+def golden() -> Callable[..., PreTrainedModel]:
+    """A golden model by name, loaded once per session and attention implementation."""
+    return cache(load_golden)
 
 
 @pytest.fixture(params=MANIFEST, ids=[entry["name"] for entry in MANIFEST])
 def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
     return load_case(request.param)
-
-
-@pytest.fixture
-def first_case() -> GoldenCase:
-    return load_case(MANIFEST[0])
-
-
-@pytest.fixture(scope="session")
-def random_model() -> Callable[..., Qwen2_5_VLForConditionalGeneration]:
-    """Builds a tiny randomly weighted model of any depth, larger weights than usual so that attention differs."""
-
-    def build(depth: int, attention: str = "sdpa") -> Qwen2_5_VLForConditionalGeneration:
-        settings = json.loads((GOLDEN / "qwen2_5_vl" / "config.json").read_text())
-        text = settings["text_config"]
-        text |= {"num_hidden_layers": depth, "layer_types": ["full_attention"] * depth, "initializer_range": 0.1}
-        torch.manual_seed(depth)
-        config = Qwen2_5_VLConfig(**settings, attn_implementation=attention)
-        model = Qwen2_5_VLForConditionalGeneration(config).eval()
-        model.generation_config.eos_token_id = None
-        model.generation_config.pad_token_id = 0
-        return model
-
-    return build

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from erase.attention import vision_attention
 
@@ -9,7 +11,7 @@ HEADS, KEY_HEADS, KEYS, DIM = 6, 2, 40, 8
 
 
 def full_map(query, key, rows, columns, scale):
-    key = key.repeat_interleave(HEADS // KEY_HEADS, dim=0)
+    key = key.repeat_interleave(len(query) // len(key), dim=0)
     scores = query @ key.transpose(1, 2) * scale
     for index, row in enumerate(rows.tolist()):
         scores[:, index, row + 1 :] = float("-inf")
@@ -22,6 +24,18 @@ def states():
     query = torch.randn(HEADS, 11, DIM, generator=generator)
     key = torch.randn(KEY_HEADS, KEYS, DIM, generator=generator)
     return query, key, torch.arange(29, 40), torch.arange(5, 25)
+
+
+@given(st.data())
+def test_any_queries_of_any_heads_are_scored(data):
+    key_heads, group, keys = (data.draw(st.integers(1, top)) for top in (3, 4, 30))
+    subset = st.sets(st.integers(0, keys - 1)).map(sorted)
+    rows, columns = (torch.tensor(data.draw(subset), dtype=torch.int64) for _ in range(2))
+    generator = torch.Generator().manual_seed(keys)
+    query = torch.randn(key_heads * group, len(rows), DIM, generator=generator)
+    key = torch.randn(key_heads, keys, DIM, generator=generator)
+    score = vision_attention(query, key, rows, columns, scale=0.7, chunk=data.draw(st.integers(1, 9)))
+    torch.testing.assert_close(score, full_map(query, key, rows, columns, 0.7), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 64])

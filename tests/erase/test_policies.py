@@ -1,4 +1,4 @@
-"""Policies: validation, files, presets."""
+"""Policies of both kinds: validation, files, presets."""
 
 import dataclasses
 import json
@@ -7,9 +7,16 @@ import math
 import pytest
 
 import erase
+from erase.models import SUPPORTED
 from erase.policy import policy_from_dict, policy_to_dict
 
 GOOD = {"thresholds": (1.5, 0.5), "stage1_retention": (0.9, 0.6, 0.3), "final_retention": 0.25}
+BINNED = erase.BinnedPolicy(**GOOD, layers=(3, 9), scoring="exact")
+BUDGET = erase.BudgetPolicy(0.35, late_retention=0.4, cue_weight=0.1, edge_tau=0.5, layers=(3, 9), scoring="exact")
+KINDS = {"binned": BINNED, "budget": BUDGET}
+NAMES = ("internvl3-8b-budget", "qwen2.5-vl-7b", "qwen2.5-vl-7b-budget", "qwen3-vl-8b", "qwen3-vl-8b-budget")
+
+by_kind = pytest.mark.parametrize(("kind", "policy"), KINDS.items(), ids=KINDS)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +40,41 @@ GOOD = {"thresholds": (1.5, 0.5), "stage1_retention": (0.9, 0.6, 0.3), "final_re
         ({"scoring": "fast"}, "reference, exact"),
     ],
 )
-def test_a_policy_that_means_nothing_is_refused(change, message):
+def test_a_binned_policy_that_means_nothing_is_refused(change, message):
     with pytest.raises(erase.PolicyError, match=message):
         erase.BinnedPolicy(**GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"retention": 0.0}, "^retention must be above 0"),
+        ({"retention": 1.01}, "^retention must be .* at most 1"),
+        ({"retention": "0.5"}, "finite number"),
+        ({"retention": math.nan}, "finite number"),
+        ({"late_retention": 0}, "late_retention must be above 0"),
+        ({"late_retention": 1.5}, "at most 1"),
+        ({"cue_weight": -0.1}, "cue_weight must be at least 0"),
+        ({"cue_weight": math.inf}, "finite number"),
+        ({"edge_tau": -0.1}, "edge_tau must be at least 0 and below 1"),
+        ({"edge_tau": 1.0}, "edge_tau must be at least 0 and below 1"),
+        ({"layers": (5, 2)}, "early <= late"),
+        ({"layers": (5, 5)}, "early < late"),
+        ({"layers": (0, 2)}, "1 <= early"),
+        ({"layers": (2,)}, r"two whole numbers \(early, late\)"),
+        ({"layers": 2}, "two whole numbers"),
+        ({"scoring": "fast"}, "reference, exact"),
+    ],
+)
+def test_a_budget_policy_that_means_nothing_is_refused(change, message):
+    with pytest.raises(erase.PolicyError, match=message):
+        erase.BudgetPolicy(**{"retention": 0.25} | change)
+
+
+def test_the_defaults_of_a_budget_policy_are_the_published_settings():
+    assert erase.BudgetPolicy(0.25) == erase.BudgetPolicy(
+        retention=0.25, late_retention=0.3, cue_weight=0.2, edge_tau=0.45, layers=None, scoring="reference"
+    )
 
 
 def test_errors_of_values_are_value_errors_too():
@@ -44,34 +83,46 @@ def test_errors_of_values_are_value_errors_too():
     assert all(issubclass(error, erase.EraseError) for error in (erase.InputError, erase.UnsupportedError))
 
 
+@by_kind
 @pytest.mark.parametrize("layers", [None, (3, 9)])
-def test_a_policy_survives_its_file(tmp_path, layers):
-    policy = erase.BinnedPolicy(**GOOD, layers=layers, scoring="exact")
+def test_a_policy_survives_its_file(tmp_path, kind, policy, layers):
+    policy = dataclasses.replace(policy, layers=layers)
     erase.save_policy(policy, tmp_path / "policy.json")
     assert erase.load_policy(tmp_path / "policy.json") == policy
-    assert json.loads((tmp_path / "policy.json").read_text())["kind"] == "binned"
+    assert json.loads((tmp_path / "policy.json").read_text())["kind"] == kind
+
+
+@by_kind
+def test_every_setting_of_a_policy_stands_in_its_file(kind, policy):
+    assert policy_to_dict(policy) == {"kind": kind} | vars(policy)
 
 
 def test_lists_are_as_good_as_tuples():
     assert erase.BinnedPolicy([1.5, 0.5], [0.9, 0.6, 0.3], 0.25, [2, 5]) == erase.BinnedPolicy(**GOOD, layers=(2, 5))
 
 
+@by_kind
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "unheard of"}, "must be one of binned"),
-        ({"kind": None}, "must be one of binned"),
-        ({"threshold": 1.0}, "unknown keys in a binned policy: threshold; known: final_retention"),
+        ({"kind": "unheard of"}, "kind must be one of binned, budget, got 'unheard of'"),
+        ({"kind": None}, "kind must be one of binned, budget, got None"),
+        ({"kind": ["binned"]}, "kind must be one of binned, budget"),
+        ({"threshold": 1.0}, "unknown keys in a {kind} policy: threshold; known: .*layers"),
     ],
 )
-def test_unknown_content_of_a_policy_is_named(change, message):
-    with pytest.raises(erase.PolicyError, match=message):
-        policy_from_dict(policy_to_dict(erase.BinnedPolicy(**GOOD)) | change)
+def test_unknown_content_of_a_policy_is_named(kind, policy, change, message):
+    with pytest.raises(erase.PolicyError, match=message.format(kind=kind)):
+        policy_from_dict(policy_to_dict(policy) | change)
 
 
 def test_missing_content_of_a_policy_is_named():
     with pytest.raises(erase.PolicyError, match="stage1_retention"):
         policy_from_dict({"kind": "binned", "thresholds": [], "final_retention": 0.5})
+    with pytest.raises(erase.PolicyError, match=r"incomplete budget policy: .*retention"):
+        policy_from_dict({"kind": "budget"})
+    with pytest.raises(erase.PolicyError, match="kind must be one of binned, budget, got None"):
+        policy_from_dict({"retention": 0.5})
     with pytest.raises(erase.PolicyError, match="JSON object"):
         policy_from_dict([1, 2])
 
@@ -84,12 +135,43 @@ def test_unreadable_files_are_policy_errors(tmp_path):
         erase.load_policy(tmp_path / "broken.json")
 
 
-def test_a_preset_has_one_dial():
-    published = erase.preset("qwen2.5-vl-7b")
-    assert published.final_retention == 0.25
-    assert erase.preset("qwen2.5-vl-7b", retention=0.15) == dataclasses.replace(published, final_retention=0.15)
-    assert erase.preset_names() == ("qwen2.5-vl-7b",)
-    with pytest.raises(erase.PolicyError, match=r"known: qwen2\.5-vl-7b"):
+def test_the_presets_are_these():
+    assert erase.preset_names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_a_policy_at_its_published_dial_that_survives_its_file(tmp_path, name):
+    policy = erase.preset(name)
+    assert isinstance(policy, erase.BudgetPolicy) == name.endswith("-budget")
+    assert policy.retention == 0.25
+    assert policy.layers is None
+    assert policy.measure == ("layer_average" if name.endswith("-budget") else "final")
+    erase.save_policy(policy, tmp_path / "policy.json")
+    assert erase.load_policy(tmp_path / "policy.json") == policy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_has_one_dial(name):
+    published, turned = erase.preset(name), erase.preset(name, retention=0.15)
+    dial = "retention" if name.endswith("-budget") else "final_retention"
+    assert turned == dataclasses.replace(published, **{dial: 0.15}) == published.with_retention(0.15)
+    assert turned.retention == 0.15
+    assert erase.preset(name, retention=1).retention == 1.0
+    with pytest.raises(erase.PolicyError, match="retention must be above 0 and at most 1, got 2"):
+        erase.preset(name, retention=2)
+
+
+def test_revision_2_is_tuned_to_no_model():
+    assert erase.preset("qwen2.5-vl-7b-budget") == erase.preset("qwen3-vl-8b-budget") == erase.BudgetPolicy(0.25)
+    # The authors scored InternVL with the layers' true queries.
+    assert erase.preset("internvl3-8b-budget") == erase.BudgetPolicy(0.25, scoring="exact")
+
+
+@pytest.mark.parametrize("name", [cls.default_preset for cls in SUPPORTED.values()])
+def test_every_architecture_has_a_preset(name):
+    assert name in NAMES
+
+
+def test_an_unknown_preset_is_refused_with_those_that_are_known():
+    with pytest.raises(erase.PolicyError, match=r"unknown preset 'qwen9'; known: internvl3-8b-budget, qwen2\.5-vl-7b,"):
         erase.preset("qwen9")
-    with pytest.raises(erase.PolicyError, match="final_retention"):
-        erase.preset("qwen2.5-vl-7b", retention=2)

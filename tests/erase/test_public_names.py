@@ -6,6 +6,7 @@ import erase
 def test_the_public_names_are_these_and_sorted():
     assert erase.__all__ == [
         "BinnedPolicy",
+        "BudgetPolicy",
         "EraseError",
         "InputError",
         "PolicyError",

@@ -9,6 +9,7 @@ import torch
 
 from erase.engine import Result, Sequence
 from erase.engine.sequence import PhaseTimes
+from erase.images import VisionImage
 from erase.methods.base import Cut, ImageSelection, Preselection
 from erase.methods.none import NoPruning
 from erase.models.prompt import PreparedImage, PreparedPrompt
@@ -19,18 +20,17 @@ CELL = 28
 PLAN = Plan(model="demo", model_revision="r", policy="p", policy_settings={}, retention=0.2, seed=1)
 
 
-def image(height: int, width: int) -> PreparedImage:
-    """An image of `height` x `width` vision tokens."""
+def image(height: int, width: int, tiles: int = 1) -> PreparedImage:
+    """An image of tiles of `height` x `width` vision tokens each."""
     return PreparedImage(
         pixel_values=torch.zeros(0),
-        grid_thw=(1, 2 * height, 2 * width),
-        cells=torch.zeros(height * width, 3, CELL, CELL, dtype=torch.uint8),
-        cell_grid=(height, width),
+        grid_thw=(tiles, 2 * height, 2 * width),
+        pixels=VisionImage(torch.zeros(tiles, 3, height * CELL, width * CELL, dtype=torch.uint8), CELL),
     )
 
 
 def answer(
-    grids: list[tuple[int, int]],
+    grids: list[tuple[int, ...]],
     stage1: list[list[int]],
     kept: list[int],
     cuts: tuple[Cut, ...] = (),
@@ -43,7 +43,14 @@ def answer(
     """What comes of a prompt whose images have these grids, of which stage 1 and then all cuts left these tokens."""
     images = tuple(image(*grid) for grid in grids)
     selections = tuple(
-        ImageSelection(picture.tokens, torch.tensor(left, dtype=torch.int64), torch.zeros(picture.tokens), 1.23456, 0)
+        ImageSelection(
+            tokens=picture.tokens,
+            kept=torch.tensor(left, dtype=torch.int64),
+            entropy=torch.zeros(picture.tokens),
+            complexity=1.23456,
+            bin=0,
+            grid=picture.pixels.grid,
+        )
         for picture, left in zip(images, stage1, strict=True)
     )
     length = text_tokens + sum(picture.tokens for picture in images)
@@ -123,6 +130,13 @@ def test_the_maps_show_each_images_own_cells_row_by_row() -> None:
     made = answer(**TWO)
     assert made.pruning_map is not None
     assert [grid.rows for grid in made.pruning_map] == [((1, 0, 2), (0, 0, 1)), ((0, 2), (0, 1))]
+
+
+def test_tiles_stand_below_each_other_in_a_map() -> None:
+    made = answer([(2, 2, 3)], [[0, 3, 5, 11]], [5, 11])
+    assert made.pruning_map is not None
+    assert made.pruning_map[0].rows == ((1, 0), (0, 1), (0, 2), (0, 0), (0, 0), (0, 2))
+    assert (made.images[0].width, made.images[0].height, made.images[0].tokens) == (2 * CELL, 6 * CELL, 12)
 
 
 @pytest.mark.parametrize("seed", range(20))

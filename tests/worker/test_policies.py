@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from erase import BinnedPolicy, PolicyError, load_policy, preset, save_policy
-from erase.methods.binned import BinnedMethod
+from erase import BinnedPolicy, BudgetPolicy, PolicyError, load_policy, preset, preset_names, save_policy
+from erase.methods import BudgetMethod
 from erase.methods.none import NoPruning
+from erase.models import SUPPORTED, VisionLanguageAdapter
 from erase.models.loading import DEMO_FOLDER, LoadedModel, load_model
 from erase.policy import policy_from_dict
 from worker.contract import GenerationOptions, JobRequest, Plan, PruningOptions
@@ -19,6 +20,8 @@ from worker.policies import PolicyBook, method_of, policy_book
 from worker.settings import Settings
 
 PRESET = "qwen2.5-vl-7b"
+BUDGET = "qwen2.5-vl-7b-budget"
+KNOWN = ", ".join(["demo", *preset_names()])
 OWN = load_policy(DEMO_FOLDER / "erase_policy.json")
 MINE = BinnedPolicy(thresholds=(1.0,), stage1_retention=(0.9, 0.8), final_retention=0.3)
 
@@ -44,11 +47,23 @@ class TestBook:
 
     def test_auto_without_an_own_policy_is_the_architectures_preset(self, loaded: LoadedModel) -> None:
         made = book(replace(loaded, policy_file=None, name="some-model"))
-        assert made.default == PRESET
-        assert made.names == (PRESET,)
+        assert made.default == PRESET == loaded.adapter.default_preset
+        assert made.names == preset_names()
 
-    def test_a_preset_is_taken_by_name(self, loaded: LoadedModel) -> None:
-        assert book(loaded, policy=PRESET).default == PRESET
+    @pytest.mark.parametrize("architecture", list(SUPPORTED.values()), ids=list(SUPPORTED))
+    def test_every_architecture_brings_its_own_preset(
+        self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, architecture: type[VisionLanguageAdapter]
+    ) -> None:
+        monkeypatch.setattr(loaded.adapter, "default_preset", architecture.default_preset)
+        made = book(replace(loaded, policy_file=None, name="some-model"))
+        assert made.default == architecture.default_preset
+        assert made.policies[made.default] == preset(architecture.default_preset)
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_a_preset_is_taken_by_name(self, loaded: LoadedModel, name: str) -> None:
+        made = book(loaded, policy=name)
+        assert made.default == name
+        assert made.policies[name] == preset(name)
 
     def test_none_prunes_nothing_by_default_but_keeps_the_names(self, loaded: LoadedModel) -> None:
         made = book(loaded, policy="none")
@@ -60,16 +75,16 @@ class TestBook:
         made = book(loaded, policy=str(tmp_path / "mine.json"))
         assert made.default == "mine"
         assert made.policies["mine"] == MINE
-        assert made.names == ("demo", "mine", PRESET)
+        assert made.names == tuple(sorted(["demo", "mine", *preset_names()]))
 
-    @pytest.mark.parametrize("name", ["none", "demo", PRESET])
+    @pytest.mark.parametrize("name", ["none", "demo", PRESET, BUDGET])
     def test_a_file_may_not_take_another_policys_name(self, loaded: LoadedModel, tmp_path: Path, name: str) -> None:
         save_policy(MINE, tmp_path / f"{name}.json")
         with pytest.raises(PolicyError, match=r"ERASE_POLICY=.*rename the file"):
             book(loaded, policy=str(tmp_path / f"{name}.json"))
 
     def test_what_is_unknown_is_refused_with_what_is_known(self, loaded: LoadedModel) -> None:
-        with pytest.raises(PolicyError, match=f"ERASE_POLICY=nowhere.*auto, none, demo, {PRESET} or the path"):
+        with pytest.raises(PolicyError, match=f"ERASE_POLICY=nowhere.*auto, none, {KNOWN} or the path"):
             book(loaded, policy="nowhere")
 
     def test_a_file_that_is_no_policy_is_refused(self, loaded: LoadedModel, tmp_path: Path) -> None:
@@ -81,6 +96,9 @@ class TestBook:
         made = book(loaded, retention=0.1)
         assert made.policies["demo"].final_retention == 0.1
         assert made.policies[PRESET] == preset(PRESET)
+
+    def test_a_deployments_retention_turns_a_budget_too(self, loaded: LoadedModel) -> None:
+        assert book(loaded, policy=BUDGET, retention=0.35).policies[BUDGET] == BudgetPolicy(0.35)
 
 
 class TestPlan:
@@ -107,10 +125,19 @@ class TestPlan:
         plan = book(loaded).plan(request(policy=PRESET, retention=0.5), loaded)
         assert (plan.policy, plan.retention) == (PRESET, 0.5)
 
+    def test_a_budget_is_a_retention_averaged_over_layers(self, loaded: LoadedModel) -> None:
+        plan = book(loaded).plan(request(policy=BUDGET, retention=0.45), loaded)
+        assert (plan.policy, plan.retention) == (BUDGET, 0.45)
+        assert plan.policy_settings is not None
+        assert plan.policy_settings["kind"] == "budget"
+        method = method_of(plan)
+        assert isinstance(method, BudgetMethod)
+        assert (method.requested, method.measure) == (0.45, "layer_average")
+
     def test_an_unknown_name_is_refused_with_those_that_are_known(self, loaded: LoadedModel) -> None:
         with pytest.raises(UnknownPolicyError) as refusal:
             book(loaded).plan(request(policy="nowhere"), loaded)
-        assert str(refusal.value) == f"there is no pruning policy 'nowhere'; known: demo, {PRESET}"
+        assert str(refusal.value) == f"there is no pruning policy 'nowhere'; known: {KNOWN}"
 
     def test_a_given_seed_is_kept_and_a_missing_one_drawn(self, loaded: LoadedModel) -> None:
         made = book(loaded)
@@ -119,12 +146,13 @@ class TestPlan:
         assert len(drawn) == 20
         assert all(0 <= seed < 2**63 for seed in drawn)
 
-    @pytest.mark.parametrize("wish", [{}, {"policy": PRESET}, {"retention": 0.2}, {"method": "none"}])
+    @pytest.mark.parametrize(
+        "wish", [{}, {"policy": PRESET}, {"policy": BUDGET}, {"retention": 0.2}, {"method": "none"}]
+    )
     def test_a_plan_that_travelled_stands_for_the_same_method(self, loaded: LoadedModel, wish: dict[str, Any]) -> None:
         plan = book(loaded).plan(request(**wish), loaded)
         back = Plan.model_validate_json(plan.model_dump_json())
         assert back.model_dump_json() == plan.model_dump_json()
         before, after = method_of(plan), method_of(back)
         assert type(before) is type(after)
-        if isinstance(before, BinnedMethod) and isinstance(after, BinnedMethod):
-            assert before == after or vars(before) == vars(after)
+        assert vars(before) == vars(after)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from erase_cases import CELL, MERGE, PATCH, GoldenCase, cells_of
+from erase_cases import GoldenCase
 from PIL import Image
+from slow_cases import IMAGENET_MEAN, IMAGENET_STD, QWEN_MEAN, QWEN_STD, inputs_for
 from torch import Tensor
 
 import erase
 from erase.engine import Engine, EngineLimits, Handle, Result, SamplingParams, Sequence
+from erase.images import VisionImage
 from erase.methods import method_for
 from erase.methods.base import Method, ScoreContext
 from erase.methods.none import NoPruning
@@ -71,12 +73,11 @@ class Failing(Method):
     """A method that fails when it is asked for scores."""
 
     name = "failing"
-    scoring = "reference"
 
     def __init__(self, inner: Method) -> None:
         self.inner = inner
 
-    def preselect(self, images: List[Tensor]) -> Any:
+    def preselect(self, images: List[VisionImage]) -> Any:
         return self.inner.preselect(images)
 
     def cuts(self, preselection: Any, architecture: Any) -> Any:
@@ -128,7 +129,7 @@ def ask(
         id=f"sequence-{next(_ids)}",
         prompt=prepare_prompt(loaded, question, prepared),
         method=method,
-        preselection=method.preselect([image.cells for image in prepared]),
+        preselection=method.preselect([image.pixels for image in prepared]),
         sampling=SamplingParams(**sampling),
         deadline=deadline,
         attempt=attempt,
@@ -173,7 +174,8 @@ def mixture(loaded: LoadedModel, samples: List[Sample], own: Method) -> list[Seq
     wide = samples[1].image.resize((336, 196))
     small = samples[3].image.resize((168, 168))
     preset = erase.preset("qwen2.5-vl-7b")
-    exact = erase.BinnedPolicy(**vars(preset) | {"scoring": "exact", "layers": (1, 5)})
+    exact = replace(preset, scoring="exact", layers=(1, 5))
+    budget = erase.BudgetPolicy(retention=0.4)
     numbers = [sample for sample in samples if sample.answer.isdigit()]
     return [
         ask(loaded, samples[0].question, [samples[0].image], method=own, max_tokens=10),
@@ -185,18 +187,19 @@ def mixture(loaded: LoadedModel, samples: List[Sample], own: Method) -> list[Seq
         ask(loaded, "what color is the star ?", [wide], max_tokens=11),
         ask(loaded, numbers[2].question, [numbers[2].image], temperature=1.2, top_p=0.95, seed=3, max_tokens=10),
         ask(loaded, numbers[3].question, [numbers[3].image, small, wide], method=method_for(exact), max_tokens=6),
+        ask(loaded, numbers[4].question, [numbers[4].image, small], method=method_for(budget), max_tokens=9),
     ]
 
 
-def golden_loaded(model: Any) -> LoadedModel:
-    """The golden model, which has neither tokenizer nor image processor."""
+def bare(model: Any) -> LoadedModel:
+    """A model with neither tokenizer nor image processor."""
 
     class Numbers:
         def decode(self, ids: list[int], **_: Any) -> str:
             return "".join(f"{token} " for token in ids)
 
     return LoadedModel(
-        name="golden",
+        name="bare",
         revision="0",
         model=model,
         adapter=adapter_for(model),
@@ -207,31 +210,47 @@ def golden_loaded(model: Any) -> LoadedModel:
     )
 
 
-def golden_sequence(loaded: LoadedModel, case: GoldenCase, **settings: Any) -> Sequence:
-    """A golden case as a sequence for the engine."""
-    method = method_for(erase.BinnedPolicy(**case.entry["policy"]))
-    tokens, grids = case.inputs["input_ids"][0], case.inputs["image_grid_thw"]
-    pixels = case.inputs["pixel_values"].split([int(grid.prod()) for grid in grids])
-    images = tuple(
-        PreparedImage(
-            pixel_values=values,
-            grid_thw=tuple(grid.tolist()),
-            cells=cells_of(image),
-            cell_grid=(image.shape[1] // CELL, image.shape[2] // CELL),
-        )
-        for image, grid, values in zip(case.images, grids, pixels, strict=True)
-    )
-    assert CELL == PATCH * MERGE
-    positions, delta = loaded.adapter.positions(tokens, case.inputs["mm_token_type_ids"][0], grids)
-    prompt = PreparedPrompt(tokens, positions, len(tokens) + delta, images)
+def stock_prompt(loaded: LoadedModel, input_ids: Tensor, images: List[Tensor]) -> dict[str, Tensor]:
+    """Stock inputs for ids [1, L] and resized images, uint8 [T, 3, H, W]."""
+    tiled = loaded.adapter.model_type == "internvl"
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if tiled else (QWEN_MEAN, QWEN_STD)
+    return inputs_for(loaded.model, input_ids, list(images), mean, std)
+
+
+def bare_sequence(
+    loaded: LoadedModel,
+    input_ids: Tensor,
+    images: List[Tensor],
+    method: Method,
+    *,
+    max_tokens: int = 8,
+    **settings: Any,
+) -> Sequence:
+    """The same for the engine."""
+    adapter = loaded.adapter
+    prepared = []
+    for image in images:
+        inputs = stock_prompt(loaded, input_ids, [image])
+        seen = VisionImage(image, adapter.cell, adapter.luma, thumbnail=len(image) > 1)
+        grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else seen.grid
+        prepared.append(PreparedImage(inputs["pixel_values"], tuple(grid), seen))
+    tokens = input_ids[0]
+    grids = torch.tensor([image.grid_thw for image in prepared]) if prepared else None
+    positions, delta = adapter.positions(tokens, (tokens == adapter.image_token_id).int(), grids)
     return Sequence(
-        id=case.entry["name"],
-        prompt=prompt,
+        id=f"sequence-{next(_ids)}",
+        prompt=PreparedPrompt(tokens, positions, len(tokens) + delta, tuple(prepared)),
         method=method,
-        preselection=method.preselect([image.cells for image in images]),
-        sampling=SamplingParams(max_tokens=8),
+        preselection=method.preselect([image.pixels for image in prepared]),
+        sampling=SamplingParams(max_tokens=max_tokens),
         **settings,
     )
+
+
+def golden_sequence(loaded: LoadedModel, case: GoldenCase, **settings: Any) -> Sequence:
+    """A golden case as a sequence for the engine."""
+    images = [image.unsqueeze(0) for image in case.images]
+    return bare_sequence(loaded, case.tensors["input_ids"], images, method_for(case.policy), **settings)
 
 
 def again(sequence: Sequence, **changes: Any) -> Sequence:
@@ -252,7 +271,7 @@ def stock_inputs_for(loaded: LoadedModel, question: str, images: List[Image.Imag
         inputs = {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
         first, *rest = text.split("<|image_pad|>")
         text = first + "".join(
-            "<|image_pad|>" * (int(grid.prod()) // loaded.adapter.merge_size**2) + part
+            "<|image_pad|>" * (int(grid.prod()) // loaded.model.config.vision_config.spatial_merge_size**2) + part
             for grid, part in zip(features["image_grid_thw"], rest, strict=True)
         )
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]

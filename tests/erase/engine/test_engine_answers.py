@@ -6,6 +6,7 @@ from engine_cases import again, alone, ask, collect, results, running, stock_inp
 
 import erase
 from erase import load_policy
+from erase.methods import method_for
 from erase.models.loading import DEMO_FOLDER
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
@@ -36,19 +37,24 @@ def test_the_bundled_policy_answers_every_bundled_sample_right(demo, samples, pr
     assert all(answer.finish_reason == "stop" for answer in answers)
 
 
-def test_the_engine_and_pruning_keep_and_say_the_same(demo, samples, pruned):
-    policy = load_policy(DEMO_FOLDER / "erase_policy.json")
+@pytest.mark.parametrize(
+    "policy",
+    [load_policy(DEMO_FOLDER / "erase_policy.json"), erase.BudgetPolicy(0.3), erase.BudgetPolicy(0.02), None],
+    ids=["revision 1", "revision 2", "spent budget", "none"],
+)
+def test_the_engine_and_pruning_keep_and_say_the_same(demo, samples, policy):
     prompts = [(s.question, [s.image]) for s in samples[::2]]
     prompts += [("what is room ?", [samples[0].image, samples[3].image]), ("what is speed ?", [])]
     with running(demo) as engine:
-        answers = results(engine, [ask(demo, *prompt, method=pruned, max_tokens=16) for prompt in prompts])
+        method = method_for(policy)
+        answers = results(engine, [ask(demo, *prompt, method=method, max_tokens=16) for prompt in prompts])
     for (question, images), answer in zip(prompts, answers, strict=True):
         inputs = stock_inputs_for(demo, question, images)
         with erase.pruning(demo.model, policy, demo.image_processor) as trace:
             tokens = demo.model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
         assert answer.tokens == tuple(tokens.tolist())
         prompt = trace.calls[0].prompts[0]
-        assert answer.kept.tolist() == (prompt.cuts[-1].kept.tolist() if prompt.cuts else [])
+        assert answer.kept.tolist() == (prompt.cuts[-1].kept if prompt.cuts else prompt.stage1_kept).tolist()
         assert answer.cache_lengths == prompt.cache_lengths
 
 

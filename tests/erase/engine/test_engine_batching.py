@@ -45,7 +45,7 @@ def test_the_order_in_a_batch_changes_nothing(endless, sequences, expected_answe
 
 arrivals = st.lists(
     st.tuples(
-        st.integers(0, 8),  # which question of the mixture
+        st.integers(0, 9),  # which question of the mixture
         st.integers(0, 12),  # tokens to wait for before the next one arrives
         st.sampled_from([None, None, None, 0, 1, 4]),  # tokens after which it is cancelled
         st.sampled_from([1, 1, 1, 2]),  # attempt

@@ -1,109 +1,159 @@
-"""Packed prefill and steps against the one-prompt decoder behind `pruning()`, for any preselection and any cuts."""
+"""Packed prefill and steps against the padded decoder behind `pruning()`, for any preselection and any cuts."""
+
+from functools import partial
 
 import pytest
 import torch
-from engine_cases import ask
-from hypothesis import HealthCheck, given, settings
+from engine_cases import ask, bare, bare_sequence
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_cases import mixed_image, prompt_for, tiles_for, tiny_internvl, tiny_qwen2_5_vl, tiny_qwen3_vl
 
 from erase import host
 from erase.cache import PrunedCache
 from erase.engine.cache import SequenceCache, attend
 from erase.engine.prefill import StepRows, encode_images, prefill, step
 from erase.methods.base import Cut, ImageSelection, Method, Preselection
+from erase.rows import PromptRows
 
 CPU = torch.device("cpu")
 DEPTH = 8
+ANSWER = (57, 58, 45)
 
 
 class Scripted(Method):
-    """Keeps what it was told to keep."""
+    """Keeps what it was told to keep, and ranks by what it was told to rank by."""
 
     name = "scripted"
 
-    def __init__(self, kept: list[list[int]], cuts: tuple[Cut, ...], scoring: str) -> None:
-        self.kept, self.planned, self.scoring = kept, cuts, scoring
+    def __init__(self, kept: list[list[bool]], cuts: tuple[Cut, ...], source: str, queries: str) -> None:
+        self.kept, self.planned, self.source, self.queries = kept, cuts, source, queries
 
     def preselect(self, images):
         return Preselection(
             tuple(
-                ImageSelection(len(cells), torch.tensor(kept, dtype=torch.int64), torch.zeros(len(cells)), 0.0, None)
-                for cells, kept in zip(images, self.kept, strict=True)
+                ImageSelection(
+                    tokens=image.tokens,
+                    kept=torch.tensor(kept[: image.tokens]).nonzero().squeeze(1),
+                    entropy=torch.zeros(image.tokens),
+                    complexity=0.0,
+                    bin=None,
+                    grid=image.grid,
+                )
+                for image, kept in zip(images, self.kept, strict=True)
             )
         )
 
     def cuts(self, preselection, architecture):
         return self.planned
 
+    def query_source(self, architecture):
+        return self.source
+
+    def score(self, context):
+        return context.attention(self.queries)
+
 
 @st.composite
 def scripts(draw):
-    """Two images of 12 and 6 tokens; stage 1 may drop an image entirely, cuts may keep the older caches."""
-    kept = [sorted(draw(st.sets(st.integers(0, tokens - 1)))) for tokens in (12, 6)]
-    left = sum(map(len, kept))
+    """For two images of at most 12 tokens; stage 1 may drop an image entirely, cuts may keep the older caches."""
+    kept = [draw(st.lists(st.booleans(), min_size=12, max_size=12)) for _ in range(2)]
+    left = sum(map(sum, kept))
     cuts = []
     for layer in sorted(draw(st.sets(st.integers(1, DEPTH - 1), max_size=3))):
         left = draw(st.integers(0, left))
         cuts.append(Cut(layer, left, draw(st.booleans())))
-    return Scripted(kept, tuple(cuts), draw(st.sampled_from(["reference", "exact"])))
+    source = draw(st.sampled_from(["input", "normed_input", "output"]))
+    return Scripted(kept, tuple(cuts), source, draw(st.sampled_from(["question", "last"])))
+
+
+prompts = st.tuples(scripts(), st.integers(0, 5), st.integers(1, 7))  # method, text before and after the images
+
+
+BUILDERS = {
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "internvl": partial(tiny_internvl, side=56),
+}
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def loaded(request):
+    return bare(BUILDERS[request.param](DEPTH))
 
 
 @pytest.fixture(scope="module")
-def images(samples):
-    return [samples[0].image.resize((112, 84)), samples[3].image.resize((84, 56))]
+def two_images(loaded):
+    if loaded.adapter.model_type == "internvl":
+        return [tiles_for(loaded.model, 3), tiles_for(loaded.model, 1, seed=1)]
+    return [mixed_image(*size, loaded.adapter.cell, seed=seed) for seed, size in enumerate([(3, 4), (2, 3)])]
 
 
-def one_by_one(demo, sequence, features, answer):
-    """Kept tokens, lengths and logits after the prompt and after each token of `answer`."""
-    adapter, prompt = demo.adapter, sequence.prompt
-    vision = prompt.tokens == adapter.image_token_id
-    embeddings = adapter.embed_tokens(prompt.tokens)
-    embeddings[vision] = features
-    cache = PrunedCache(adapter.language_model.config)
-    hidden, trace = host.prefill(
+def padded(adapter, sequences, features):
+    """Of each prompt the kept tokens, cache lengths and logits after it and after each token of the answer."""
+    longest = max(len(sequence.prompt.tokens) for sequence in sequences)
+    places = [torch.arange(longest - len(sequence.prompt.tokens), longest) for sequence in sequences]
+    embeddings = torch.zeros(len(sequences), longest, adapter.text_config.hidden_size)
+    positions = torch.zeros(adapter.position_axes, len(sequences), longest, dtype=torch.int64)
+    rows = []
+    for number, (sequence, own) in enumerate(zip(sequences, places, strict=True)):
+        embeddings[number, own] = adapter.embed_tokens(sequence.prompt.tokens)
+        positions[:, number, own] = sequence.prompt.positions
+        cuts = sequence.method.cuts(sequence.preselection, adapter.architecture)
+        is_vision = sequence.prompt.tokens == adapter.image_token_id
+        rows.append(PromptRows(sequence.method, sequence.preselection, cuts, is_vision))
+    cache = PrunedCache(adapter.text_config)
+    hidden, lengths = host.prefill(
         adapter,
-        sequence.method,
-        sequence.preselection,
-        sequence.method.planned,
-        embeddings=embeddings.unsqueeze(0),
-        features=sequence.method.postencode(features, sequence.preselection),
-        positions=prompt.positions.unsqueeze(1),
-        vision=vision,
+        rows,
+        embeddings=embeddings,
+        features=[
+            sequence.method.postencode(feature.tokens, sequence.preselection)
+            for sequence, feature in zip(sequences, features, strict=True)
+        ],
+        deep=[feature.deep for feature in features],
+        positions=positions,
+        places=places,
         cache=cache,
     )
-    steps = [hidden[0, -1:]]
-    for number, token in enumerate(answer):
-        position = torch.full((3, 1, 1), prompt.next_position + number)
-        steps.append(host.decode(adapter, adapter.embed_tokens(torch.tensor([[token]])), position, cache)[0])
-    kept = trace.cuts[-1].kept if trace.cuts else trace.stage1_kept
-    return kept, trace.cache_lengths, adapter.lm_head(torch.cat(steps))
+    steps = [hidden[:, -1:]]
+    for number, token in enumerate(ANSWER):
+        new = torch.full((len(sequences), 1), token)
+        after = torch.tensor([[sequence.prompt.next_position + number] for sequence in sequences])
+        after = after.expand(adapter.position_axes, -1, -1)
+        steps.append(host.decode(adapter, adapter.embed_tokens(new), after, torch.ones_like(new).bool(), cache))
+    return rows, lengths, adapter.lm_head(torch.cat(steps, dim=1))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(scripts(), min_size=1, max_size=3))
-def test_packed_prompts_follow_the_one_prompt_decoder(demo, images, methods):
-    adapter, answer = demo.adapter, (57, 58, 45)
-    sequences = [ask(demo, "what is speed ?", images, method=method) for method in methods]
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(prompts, min_size=1, max_size=3))
+def test_packed_prompts_follow_the_padded_decoder(loaded, two_images, batch):
+    adapter = loaded.adapter
+    sequences = [
+        bare_sequence(loaded, prompt_for(loaded.model, two_images, before=before, after=after), two_images, method)
+        for method, before, after in batch
+    ]
     with torch.inference_mode():
         features = encode_images(adapter, sequences, CPU)
-        prompts, logits = prefill(adapter, sequences, features, CPU)
-        lengths = [prompt.cache.lengths for prompt in prompts]
-        for prompt in prompts:
-            prompt.cache.reserve(len(answer))
-        rows = [StepRows(p.cache, answer, s.prompt.next_position) for p, s in zip(prompts, sequences, strict=True)]
-        later = step(adapter, rows, CPU).split(len(answer))
-        for number, sequence in enumerate(sequences):
-            kept, expected_lengths, expected = one_by_one(demo, sequence, features[number], answer)
-            vision = prompts[number].vision
-            assert vision[vision >= 0].tolist() == kept.tolist()
-            assert lengths[number] == expected_lengths
-            own = torch.cat([logits[number : number + 1], later[number]])
-            torch.testing.assert_close(own, expected, rtol=0, atol=1e-4)
+        packed, logits = prefill(adapter, sequences, features, CPU)
+        lengths = [prompt.cache.lengths for prompt in packed]
+        for prompt in packed:
+            prompt.cache.reserve(len(ANSWER))
+        rows = [StepRows(p.cache, ANSWER, s.prompt.next_position) for p, s in zip(packed, sequences, strict=True)]
+        later = step(adapter, rows, CPU).split(len(ANSWER))
+        expected_rows, expected_lengths, expected = padded(adapter, sequences, features)
+    for number, prompt in enumerate(packed):
+        assert [(cut.layer, cut.kept.tolist()) for cut in prompt.rows.done] == [
+            (cut.layer, cut.kept.tolist()) for cut in expected_rows[number].done
+        ]
+        assert lengths[number] == expected_lengths[number]
+        own = torch.cat([logits[number : number + 1], later[number]])
+        torch.testing.assert_close(own, expected[number], rtol=0, atol=1e-4)
 
 
-def test_tokens_fed_together_or_one_by_one_give_the_same_logits(demo, images):
+def test_tokens_fed_together_or_one_by_one_give_the_same_logits(demo, samples):
     adapter, answer = demo.adapter, (57, 58, 45, 60)
-    sequences = [ask(demo, "what is speed ?", images[:1])] * 2
+    sequences = [ask(demo, "what is speed ?", [samples[0].image.resize((112, 84))])] * 2
     prompts, _ = prefill(adapter, sequences, encode_images(adapter, sequences, CPU), CPU)
     for prompt in prompts:
         prompt.cache.reserve(len(answer))

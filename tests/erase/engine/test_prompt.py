@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from erase.errors import InputError
-from erase.models.prompt import prepare_images, prepare_prompt, prompt_tokens
+from erase.models.prompt import generate_inputs, prepare_images, prepare_prompt, prompt_tokens
 
 IMAGE, END = 4, 2
 CONTROL = ["<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<pad>", "<|video_pad|>"]
@@ -97,27 +97,51 @@ def test_a_template_that_does_not_show_every_image_is_refused(demo, monkeypatch)
 
 @pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 200), (28, 28), (300, 200), (1000, 30)], ids=str)
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
-def test_any_image_becomes_cells_patches_and_tokens_that_fit(demo, size, mode):
+def test_any_image_becomes_pixels_patches_and_tokens_that_fit(demo, size, mode):
     (image,) = prepare_images(demo, [Image.new(mode, size)])
     time, height, width = image.grid_thw
     assert time == 1
     assert image.cell_grid == (height // 2, width // 2)
-    assert image.tokens == image.cell_grid[0] * image.cell_grid[1] == image.cells.shape[0]
+    assert image.pixels.grid == (1, *image.cell_grid)
+    assert image.tokens == image.cell_grid[0] * image.cell_grid[1] == image.pixels.tokens
     assert image.pixel_size == (width * 14, height * 14)
     assert image.pixel_values.shape[0] == height * width
-    assert image.cells.dtype == torch.uint8
+    assert image.pixels.tiles.shape == (1, 3, height * 14, width * 14)
+    assert image.pixels.tiles.dtype == torch.uint8
 
 
-def test_cells_hold_the_pixels_that_the_model_sees(demo, samples):
+def test_the_pixels_are_those_that_the_model_sees(demo, samples):
     picture = samples[0].image.resize((84, 56))
     (image,) = prepare_images(demo, [picture])
     assert image.pixel_size == (84, 56)
     pixels = torch.tensor(list(picture.get_flattened_data()), dtype=torch.uint8).view(56, 84, 3)
-    for index in range(6):
-        top, left = index // 3 * 28, index % 3 * 28
-        assert torch.equal(image.cells[index], pixels[top : top + 28, left : left + 28].permute(2, 0, 1))
+    assert torch.equal(image.pixels.tiles[0], pixels.permute(2, 0, 1))
 
 
 def test_an_image_that_is_too_narrow_is_refused(demo):
     with pytest.raises(InputError, match="300 x 1 pixels"):
         prepare_images(demo, [Image.new("RGB", (300, 1))])
+
+
+def test_prompts_of_any_length_become_one_padded_batch_of_stock_inputs(demo, samples):
+    wide = samples[3].image.resize((140, 84))
+    prompts = [("what is speed ?", []), ("what is room ?", [samples[0].image, wide]), ("what ?", [wide])]
+    batch = generate_inputs(demo, prompts)
+    stock = [stock_inputs_for(demo, *prompt) for prompt in prompts]
+    longest = max(own["input_ids"].shape[1] for own in stock)
+    for number, own in enumerate(stock):
+        length = own["input_ids"].shape[1]
+        assert batch["attention_mask"][number].tolist() == [0] * (longest - length) + [1] * length
+        for name in ("input_ids", "mm_token_type_ids"):
+            assert torch.equal(batch[name][number, longest - length :], own[name][0])
+    for name in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(batch[name], torch.cat([own[name] for own in stock if name in own]))
+
+
+def test_a_batch_without_images_has_no_pixels(demo):
+    assert set(generate_inputs(demo, [("what ?", [])])) == {"input_ids", "attention_mask", "mm_token_type_ids"}
+
+
+def test_a_batch_of_no_prompts_is_refused(demo):
+    with pytest.raises(InputError, match="at least one prompt"):
+        generate_inputs(demo, [])
