@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +56,7 @@ class Transition(Generic[T]):
     """One atomic step: the script's name, its arguments, and how to read its reply."""
 
     script: str
-    arguments: tuple[str | int, ...]
+    arguments: tuple[str | float, ...]
     parse: Callable[[list[Any]], T]
 
     @property
@@ -304,13 +305,16 @@ class Swept:
     subject: str = ""
 
 
-def sweep(job_id: str, wake_after_ms: int, max_attempts: int) -> Transition[Swept]:
-    """Check one open job that is due: expire it, bury it, or ask for another wake-up."""
+def sweep(job_id: str, wake_after_ms: int, max_attempts: int, due_by_ms: float = math.inf) -> Transition[Swept]:
+    """Check one open job: expire it, bury it, or ask for another wake-up.
+
+    Nothing happens to a job that is due after `due_by_ms` (Unix milliseconds): another sweeper checked it meanwhile.
+    """
 
     def parse(reply: list[Any]) -> Swept:
         return Swept(_text(reply[0]), _text(reply[1]) if len(reply) > 1 else "")
 
-    return Transition("sweep", (job_id, wake_after_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
+    return Transition("sweep", (job_id, wake_after_ms, max_attempts, _json(EXPIRED), _json(DEAD), due_by_ms), parse)
 
 
 def watch(job_id: str, service: str) -> Transition[JobState | None]:

@@ -68,7 +68,9 @@ class Sweeper:
         for raw in due:
             job_id = raw.decode()
             try:
-                swept = ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts))
+                swept = ledger.execute(
+                    self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts, now_ms)
+                )
             except ResponseError:
                 log.exception("job %s cannot be checked; the sweep goes on", job_id)
                 continue

@@ -422,6 +422,13 @@ class TestSweep:
         pass_deadline(redis_client)
         assert execute(redis_client, ledger.sweep("job_1", 5_000, 3)) == ledger.Swept("ended", "expired")
 
+    def test_a_job_that_another_sweeper_has_just_checked_is_left_alone(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        seen = redis_client.zscore(OPEN_KEY, "job_1")
+        assert execute(redis_client, ledger.sweep("job_1", 5_000, 3, seen)).action == "wake"
+        assert execute(redis_client, ledger.sweep("job_1", 5_000, 3, seen)) == ledger.Swept("none")
+        assert counter(redis_client, "wakeups_resent") == 1
+
     def test_what_is_finished_or_unknown_leaves_the_open_set(self, redis_client: redis.Redis) -> None:
         redis_client.zadd(OPEN_KEY, {"job_9": 1})
         assert execute(redis_client, ledger.sweep("job_9", 5_000, 3)) == ledger.Swept("none")

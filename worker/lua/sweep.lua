@@ -1,11 +1,13 @@
 -- sweep: what to do about one open job that is due for a check: nothing, end it, or wake a worker again.
-local id, wake_after_ms, max_attempts, expired, dead = unpack(ARGV)
+local id, wake_after_ms, max_attempts, expired, dead, due_by_ms = unpack(ARGV)
 local now = now_ms()
 local state = field(id, 'state')
 if not state or FINAL[state] then
   redis.call('ZREM', OPEN, id)
   return {'none'}
 end
+-- Two sweepers may have seen the same list of due jobs: the second one finds the job checked already.
+if tonumber(redis.call('ZSCORE', OPEN, id) or 0) > tonumber(due_by_ms) then return {'none'} end
 if now >= number(id, 'deadline_ms') then
   close(id, 'expired', 'error', expired)
   return {'ended', 'expired'}
