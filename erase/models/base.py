@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -222,24 +223,34 @@ class VisionLanguageAdapter(ABC):
             )
 
 
-def share_out(tokens: Sequence[int], wanted: Sequence[int]) -> list[int]:
+def image_runs(vision: Tensor) -> list[list[int]]:
+    """Lengths of the runs of image tokens in each prompt; `vision` is bool [B, L]."""
+    return [[len(list(run)) for is_image, run in groupby(row) if is_image] for row in vision.tolist()]
+
+
+def share_out(tokens: Sequence[int], runs: Sequence[Sequence[int]]) -> list[int]:
     """How many images each prompt gets, in order, so that their vision tokens add up to what the prompt has.
 
     Args:
         tokens: vision tokens of each image.
-        wanted: image tokens of each prompt.
+        runs: lengths of the runs of image tokens in each prompt; images without text between them share one.
 
     Raises:
-        InputError: they do not add up.
+        InputError: they do not add up, or stand in another order.
     """
     shares: list[int] = []
     first = 0
-    for prompt, count in enumerate(wanted):
-        end = first
+    for prompt, lengths in enumerate(runs):
+        end, count = first, sum(lengths)
         while end < len(tokens) and sum(tokens[first:end]) < count:
             end += 1
         if (given := sum(tokens[first:end])) != count:
             raise InputError(f"prompt {prompt} has {count} image tokens, but its images make {given} vision tokens")
+        if end - first == len(lengths) and list(tokens[first:end]) != list(lengths):
+            raise InputError(
+                f"prompt {prompt} has images of {', '.join(map(str, tokens[first:end]))} vision tokens, but runs of "
+                f"{', '.join(map(str, lengths))} image tokens: give the images in the order of the prompt"
+            )
         shares.append(end - first)
         first = end
     if first < len(tokens):

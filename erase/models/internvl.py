@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import InternVLForConditionalGeneration
 from erase.errors import InputError
 from erase.images import VisionImage, images_from_tiles, require_tiles
 from erase.luma import BT601_UNIT
-from erase.models.base import VisionFeatures, VisionLanguageAdapter
+from erase.models.base import VisionFeatures, VisionLanguageAdapter, image_runs
 
 
 class InternVL(VisionLanguageAdapter):
@@ -91,7 +90,7 @@ class InternVL(VisionLanguageAdapter):
 
     def _tiles_of(self, vision: Tensor) -> list[list[int]]:
         """Tiles of each image of each prompt: an image is a run of image tokens."""
-        runs = [[len(list(group)) for is_image, group in groupby(row) if is_image] for row in vision.tolist()]
+        runs = image_runs(vision)
         if any(length % self.tile_tokens for row in runs for length in row):
             raise InputError(f"every run of image tokens must be a multiple of a tile's {self.tile_tokens} tokens")
         return [[length // self.tile_tokens for length in row] for row in runs]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erase.errors import InputError, UnsupportedError
 from erase.images import VisionImage, fitting_grids, images_from_patches
-from erase.models.base import VisionFeatures, VisionLanguageAdapter, share_out
+from erase.models.base import VisionFeatures, VisionLanguageAdapter, image_runs, share_out
 
 
 class QwenVL(VisionLanguageAdapter):
@@ -90,7 +90,7 @@ class QwenVL(VisionLanguageAdapter):
         sizes = self._patch_sizes
         grids = fitting_grids(call["pixel_values"], call["image_grid_thw"], **sizes)
         tokens = [height * width // sizes["merge_size"] ** 2 for height, width in grids]
-        return share_out(tokens, vision.sum(dim=1).tolist())
+        return share_out(tokens, image_runs(vision))
 
 
 def _per_image(features: Any, tokens: Sequence[Tensor]) -> Sequence[Tensor]:

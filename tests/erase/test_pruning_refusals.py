@@ -250,6 +250,7 @@ def test_images_and_image_tokens_must_add_up(pruned, name, call):
     refused("prompt 0 has 16 image tokens, but its images make 20 vision tokens", smaller, one)
     refused("prompt 0 has 20 image tokens, but its images make 16 vision tokens", one, smaller)
     refused("pixel_values must be", one, one | {"image_grid_thw": two["image_grid_thw"]})
+    refused("in the order of the prompt", two, inputs_of(name, (2, 3), (4, 5)))
 
 
 @by_call
