@@ -123,7 +123,7 @@ class EngineSide:
         return self._method.preselect([image.pixels for image in prompt.images])
 
     def _check(self, prompt: PreparedPrompt, preselection: Preselection, result: Result) -> None:
-        cuts = self._method.cuts(preselection, self._loaded.adapter.architecture)
+        cuts = self._method.plan(preselection, self._loaded.adapter.architecture)
         expected = cuts[-1].keep if cuts else len(preselection.kept)
         if len(result.kept) != expected or not torch.isin(result.kept, preselection.kept).all():
             raise BenchmarkError(f"{self.name}: kept {len(result.kept)} vision tokens, planned were {expected}")

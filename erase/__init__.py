@@ -1,8 +1,6 @@
 """ERASE: adaptive two-stage pruning of vision tokens."""
 
-import sys
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
@@ -10,7 +8,7 @@ from erase.policy import BinnedPolicy, BudgetPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
 
 if TYPE_CHECKING:
-    from erase.pruning import pruning
+    from erase.pruning_context import pruning
 
 __all__ = [
     "BinnedPolicy",
@@ -32,20 +30,11 @@ except PackageNotFoundError:
     __version__ = "0+unknown"
 
 
-class _Package(ModuleType):
-    """Imports torch when `erase.pruning` is first used, so that policies and `erase --help` do without.
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers when `pruning` is first used, so that policies and `erase --help` do without."""
+    if name != "pruning":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from erase.pruning_context import pruning
 
-    A property and not a module's `__getattr__`: importing the submodule of that name would take the function's place.
-    """
-
-    @property
-    def pruning(self) -> Any:
-        from erase.pruning import pruning
-
-        return pruning
-
-    @pruning.setter
-    def pruning(self, submodule: ModuleType) -> None: ...
-
-
-sys.modules[__name__].__class__ = _Package
+    globals()["pruning"] = pruning
+    return pruning

@@ -103,7 +103,7 @@ def _pack(
     offset = 0
     for sequence, feature in zip(sequences, features, strict=True):
         method, preselection = sequence.method, sequence.preselection
-        cuts = method.cuts(preselection, adapter.architecture)
+        cuts = method.plan(preselection, adapter.architecture)
         tokens = sequence.prompt.tokens.to(device)
         rows = PromptRows(method, preselection, cuts, tokens == adapter.image_token_id)
         states = adapter.embed_tokens(tokens[rows.index])

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, islice, pairwise
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from erase.errors import InputError
 from erase.images import VisionImage
 from erase.policy import Measure
 
@@ -138,6 +140,22 @@ class Method(ABC):
     @abstractmethod
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
         """The cuts inside the decoder, shallowest first; one that keeps all is only recorded."""
+
+    def plan(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
+        """What the method's `cuts` mean: each keeps at most what is left.
+
+        Raises:
+            InputError: they do not come after ever more layers, from the first to the last but one.
+        """
+        cuts = self.cuts(preselection, architecture)
+        layers = [cut.after_layers for cut in cuts]
+        if any(late <= early for early, late in pairwise([0, *layers, architecture.depth])):
+            raise InputError(
+                f"the method {self.name!r} plans cuts after {layers} layers; they must ascend between 1 and "
+                f"{architecture.depth - 1}, the model's depth less one"
+            )
+        kept = accumulate((cut.keep for cut in cuts), min, initial=preselection.kept.numel())
+        return tuple(replace(cut, keep=keep) for cut, keep in zip(cuts, islice(kept, 1, None), strict=True))
 
     def query_source(self, architecture: Architecture) -> QuerySource:
         """What the attention in a `ScoreContext` takes its queries from."""

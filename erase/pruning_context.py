@@ -203,7 +203,7 @@ class _Session:
             zip(batch.places, batch.methods, batch.selections, strict=True)
         ):
             is_vision = batch.vision[number, places]
-            cuts = method.cuts(selection, self.adapter.architecture)
+            cuts = method.plan(selection, self.adapter.architecture)
             prompts.append(PromptRows(method, selection, cuts, is_vision))
             left = selection.kept.numel()
             own_features = type(method).postencode is not Method.postencode
