@@ -15,6 +15,7 @@ from erase.luma import BT601_UNIT, Luma
 from erase.methods import method_for
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, ScoreContext
 from erase.methods.binned import complexity_bin
+from erase.methods.none import NoPruning
 from erase.trace import layer_average_retention, vision_tokens_per_layer
 
 SEVEN_B = Architecture("qwen2_5_vl", depth=28, shallow=2, deep=17, early=2, late=19, may_drop_all=True)
@@ -277,3 +278,25 @@ def test_a_method_needs_a_stage_1_and_cuts_and_nothing_else():
     assert method.score(context) is attention
     assert method.query_source(SEVEN_B) == "normed_input"
     assert (method.requested, method.measure) == (None, "final")
+
+
+class Planned(NoPruning):
+    """Plans whatever cuts it is given."""
+
+    def __init__(self, *cuts):
+        self.planned = tuple(Cut(layer, keep, prune_cache=False) for layer, keep in cuts)
+
+    def cuts(self, preselection, architecture):
+        return self.planned
+
+
+@pytest.mark.parametrize("layers", [(0,), (28,), (40,), (5, 5), (7, 3), (-1, 4)], ids=str)
+def test_cuts_that_would_never_be_made_are_refused(layers):
+    method = Planned(*((layer, 3) for layer in layers))
+    with pytest.raises(erase.InputError, match=r"must ascend between 1 and 27"):
+        method.plan(Preselection((image_of_bin(None, 9, 9),)), SEVEN_B)
+
+
+def test_a_planned_cut_keeps_at_most_what_is_left():
+    plan = Planned((2, 50), (5, 4), (9, 6)).plan(Preselection((image_of_bin(None, 12, 9),)), SEVEN_B)
+    assert [(cut.after_layers, cut.keep) for cut in plan] == [(2, 9), (5, 4), (9, 4)]
