@@ -190,7 +190,9 @@ class SlowDecoder:
                 self.positions = positions[:, 0].double()
         self.vision = torch.cat(tuple(encoded.pooler_output)).double()
         if self.kind == "qwen3_vl":
-            self.deepstack = [torch.cat(tuple(features)).double() for features in encoded.deepstack_features]
+            # Older transformers have them of all images together.
+            layers = (f if isinstance(f, Tensor) else torch.cat(tuple(f)) for f in encoded.deepstack_features)
+            self.deepstack = [layer.double() for layer in layers]
 
     def last_logits(self, generated: list[int], pruner: Pruner) -> Tensor:
         """Logits [vocabulary] after the prompt and `generated`; makes the cuts that are due."""

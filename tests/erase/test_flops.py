@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import erase
 from erase.flops import DecoderCosts, decoder_costs
+from erase.models import adapter_for
 
 SMALL = SimpleNamespace(
     hidden_size=8, num_attention_heads=4, num_key_value_heads=2, head_dim=3, intermediate_size=10, vocab_size=50
@@ -60,8 +61,14 @@ def test_linear_layers_are_those_that_pytorch_counts(build):
     model, length = build(3, "eager"), 17
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.arange(3, 3 + length).unsqueeze(0), logits_to_keep=1)
-    costs = decoder_costs(model.config.text_config)
-    assert counter.get_total_flops() == 3 * (length * costs.linear + costs.pair * length**2) + costs.vocabulary
+    costs, adapter = decoder_costs(model.config.text_config), adapter_for(model)
+    # Older transformers multiply positions and frequencies as matrices.
+    with torch.inference_mode(), FlopCounterMode(display=False) as angles:
+        adapter.rotary(torch.zeros(1, length, 1), torch.arange(length).expand(adapter.position_axes, 1, -1))
+    assert (
+        counter.get_total_flops() - angles.get_total_flops()
+        == 3 * (length * costs.linear + costs.pair * length**2) + costs.vocabulary
+    )
 
 
 @pytest.mark.parametrize("policy", [erase.preset("qwen2.5-vl-7b"), erase.BudgetPolicy(0.25), None], ids=str)

@@ -1,0 +1,98 @@
+"""Asking records through the engine, many at a time, and marking the answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from erase.calibration.search import ImageStats
+from erase.engine import ContextLengthError, Engine, EngineLimits, Handle, SamplingParams
+from erase.engine import Sequence as EngineSequence
+from erase.errors import InputError
+from erase.methods.base import Architecture, Cut, Method, Preselection
+from erase.methods.binned import BinnedMethod
+from erase.models.loading import LoadedModel
+from erase.models.prompt import prepare_images, prepare_prompt
+from erase.pictures import open_picture
+from erase.records import Record
+
+BEYOND_THE_ANSWER = 8
+"""Tokens that an answer may have more than the one wanted; a longer one is wrong already."""
+
+
+class StageOneMethod(BinnedMethod):
+    """Revision 1 without its second stage."""
+
+    name = "erase-binned-stage1"
+
+    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A record that was asked: its number, whether the answer was right, and its images."""
+
+    record: int
+    right: bool
+    images: tuple[ImageStats, ...]
+
+
+class Examiner:
+    """Puts records to a model. Images are prepared while earlier records run, and let go when theirs is answered."""
+
+    def __init__(self, loaded: LoadedModel, records: Sequence[Record], engine: Engine, at_a_time: int) -> None:
+        self._loaded = loaded
+        self._records = records
+        self._engine = engine
+        self._at_a_time = at_a_time
+
+    def ask(self, tasks: Iterable[tuple[int, Method]]) -> Iterator[Marked]:
+        """Greedy answers to (record number, method), in order.
+
+        Raises:
+            InputError: an image that cannot be read or a prompt too long for the model; the message names the record.
+            EngineError: the model failed.
+        """
+        asked: deque[tuple[int, Preselection, Handle]] = deque()
+        for record, method in tasks:
+            asked.append(self._submit(record, method))
+            if len(asked) == self._at_a_time:
+                yield self._mark(*asked.popleft())
+        while asked:
+            yield self._mark(*asked.popleft())
+
+    def _submit(self, number: int, method: Method) -> tuple[int, Preselection, Handle]:
+        record, loaded = self._records[number], self._loaded
+        images = prepare_images(loaded, [open_picture(path) for path in record.images])
+        preselection = method.preselect([image.pixels for image in images])
+        wanted = max(len(loaded.text_tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
+        sequence = EngineSequence(
+            id=record.name,
+            prompt=prepare_prompt(loaded, record.question, images),
+            method=method,
+            preselection=preselection,
+            sampling=SamplingParams(max_tokens=wanted + BEYOND_THE_ANSWER),
+        )
+        try:
+            return number, preselection, self._engine.submit(sequence)
+        except ContextLengthError as error:
+            raise InputError(f"{record.name}: {error}") from error
+
+    def _mark(self, number: int, preselection: Preselection, handle: Handle) -> Marked:
+        right = self._records[number].accepts(handle.result().text)
+        return Marked(number, right, tuple(ImageStats(image.tokens, image.complexity) for image in preselection.images))
+
+
+@contextmanager
+def examiner(loaded: LoadedModel, records: Sequence[Record]) -> Iterator[Examiner]:
+    """Inside, the model answers; afterwards its engine has stopped."""
+    limits = EngineLimits()
+    engine = Engine(loaded, limits)
+    engine.start()
+    try:
+        yield Examiner(loaded, records, engine, at_a_time=2 * limits.max_running)
+    finally:
+        engine.stop()

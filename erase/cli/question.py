@@ -1,0 +1,135 @@
+"""One question through the engine, and the figures that tell what pruning did to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erase.engine import Engine, EngineLimits, Result, SamplingParams
+from erase.engine import Sequence as EngineSequence
+from erase.flops import PrefillFlops, decoder_costs
+from erase.methods.base import Method, Preselection
+from erase.models.base import VisionLanguageAdapter
+from erase.models.loading import LoadedModel
+from erase.models.prompt import PreparedImage, prepare_images, prepare_prompt
+from erase.pictures import open_picture
+from erase.trace import vision_tokens_per_layer
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question that was answered."""
+
+    images: tuple[PreparedImage, ...]
+    preselection: Preselection
+    result: Result
+    prompt_tokens: int
+    """Of the unpruned prompt."""
+    prepare_s: float
+    """Seconds to read and resize the images and to run stage 1."""
+    total_s: float
+    """Seconds from the files to the whole answer; loading the model is not in it."""
+
+
+def ask(loaded: LoadedModel, method: Method, paths: Sequence[Path], question: str, max_tokens: int) -> Asked:
+    """Put a question about images to the model; greedy.
+
+    Raises:
+        InputError: an image cannot be used, or the prompt is too long.
+        EngineError: the model failed.
+    """
+    start = time.monotonic()
+    images = prepare_images(loaded, [open_picture(path) for path in paths])
+    preselection = method.preselect([image.pixels for image in images])
+    prompt = prepare_prompt(loaded, question, images)
+    prepared = time.monotonic()
+    engine = Engine(loaded, EngineLimits(max_running=1))
+    engine.start()
+    try:
+        sampling = SamplingParams(max_tokens=max_tokens)
+        result = engine.submit(EngineSequence("question", prompt, method, preselection, sampling)).result()
+    finally:
+        engine.stop()
+    return Asked(images, preselection, result, len(prompt.tokens), prepared - start, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class PlannedCut:
+    """A cut inside the model: decoder layers run before it, and vision tokens kept."""
+
+    after_layers: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning does to a prompt, in vision tokens; a retention is a fraction of the unpruned ones.
+
+    It follows from the images and the policy alone; which tokens the cuts keep is up to the question.
+    """
+
+    tokens: int
+    after_stage1: int
+    kept: int
+    per_layer: tuple[int, ...]
+    cuts: tuple[PlannedCut, ...]
+    requested: float | None
+    measure: str
+    """Which retention was requested: `final` or `layer_average`."""
+
+    @property
+    def layer_average(self) -> float:
+        """Vision tokens that a layer runs with, averaged over layers."""
+        return sum(self.per_layer) / len(self.per_layer)
+
+    @property
+    def achieved(self) -> float:
+        """The retention that `requested` asks for, as it comes out."""
+        return (self.kept if self.measure == "final" else self.layer_average) / self.tokens
+
+    def flops(self, adapter: VisionLanguageAdapter, prompt_tokens: int) -> PrefillFlops:
+        """Operations of the decoder's prefill of an unpruned prompt of so many tokens, text included."""
+        costs, text = decoder_costs(adapter.text_config), prompt_tokens - self.tokens
+        return PrefillFlops(
+            pruned=costs.prefill([text + count for count in self.per_layer]),
+            unpruned=costs.prefill([prompt_tokens] * len(self.per_layer)),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs, under the names that the service's answers use."""
+        return {
+            "vision_tokens": {
+                "input": self.tokens,
+                "after_stage1": self.after_stage1,
+                "kept": self.kept,
+                "layer_average": round(self.layer_average, 2),
+            },
+            "retention": {
+                "requested": self.requested,
+                "achieved": round(self.achieved, 4),
+                "measure": self.measure,
+                "final": round(self.kept / self.tokens, 4),
+                "layer_average": round(self.layer_average / self.tokens, 4),
+            },
+            "cuts": [{"after_layers": cut.after_layers, "kept": cut.kept} for cut in self.cuts],
+        }
+
+
+def pruned(loaded: LoadedModel, method: Method, preselection: Preselection) -> Pruned:
+    """What a method does to a prompt with these images."""
+    architecture = loaded.adapter.architecture
+    after_stage1 = len(preselection.kept)
+    cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in method.cuts(preselection, architecture))
+    counts = [(cut.after_layers, cut.kept) for cut in cuts]
+    return Pruned(
+        tokens=preselection.tokens,
+        after_stage1=after_stage1,
+        kept=cuts[-1].kept if cuts else after_stage1,
+        per_layer=tuple(vision_tokens_per_layer(after_stage1, counts, architecture.depth)),
+        cuts=cuts,
+        requested=method.requested,
+        measure=method.measure,
+    )
