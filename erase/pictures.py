@@ -1,8 +1,9 @@
-"""Reading a picture from a file as the service reads one from a request: upright, in RGB, transparency on white."""
+"""Pictures as models take them, from a file or a request: upright, in RGB, transparency on white."""
 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -20,14 +21,18 @@ def open_picture(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
             with Image.open(path) as image:
-                return _rgb(ImageOps.exif_transpose(image))
+                image.load()
+                return upright_rgb(image)
     except OSError as error:
         raise InputError(f"cannot read the image {path}: {error.strerror or 'it is no picture, or damaged'}") from error
     except Exception as error:  # decoders raise anything at all on broken files
         raise InputError(f"cannot read the image {path}: {error}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The decoded picture turned as its EXIF block says, in RGB, transparency on white."""
+    with suppress(Exception):  # a broken EXIF block does not make the pixels worse
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # 16 bits of grey: Pillow's own conversion would clip all but the darkest 256 levels to white.
         return image.point(lambda level: level * (1 / 256)).convert("L").convert("RGB")

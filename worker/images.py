@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import cast
 
 import redis
-from PIL import Image, ImageOps
+from PIL import Image
 
+from erase.pictures import upright_rgb
 from worker.contract import ImageReference, image_key
 from worker.errors import BadImageError, ImageLostError
 
@@ -38,7 +39,7 @@ def decode_image(data: bytes, reference: ImageReference) -> Image.Image:
             if image.size != (reference.width, reference.height):
                 raise BadImageError("the image's size differs from what its header announced")
             image.load()
-            return _rgb(_upright(image))
+            return upright_rgb(image)
     except BadImageError:
         raise
     except Exception:  # decoders raise anything at all on broken files
@@ -46,23 +47,6 @@ def decode_image(data: bytes, reference: ImageReference) -> Image.Image:
             f"a {reference.format} image of {reference.width} x {reference.height} pixels cannot be decoded: "
             "the file is damaged or incomplete"
         ) from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block does not make the pixels worse
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits of grey: Pillow's own conversion would clip all but the darkest 256 levels to white.
-        return image.point(lambda level: level * (1 / 256)).convert("L").convert("RGB")
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 class _Quiet:
