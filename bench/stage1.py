@@ -31,12 +31,12 @@ from bench.report import (
     this_machine,
     write_json,
 )
-from erase import kernels
-from erase.edges import WEAKEST_EDGE, edge_ratio, edge_threshold
-from erase.entropy import cell_entropy, level_entropy
 from erase.errors import EraseError
-from erase.lowpass import POOL, low_pass
-from erase.luma import grey
+from erase.pixels import kernels
+from erase.pixels.edges import WEAKEST_EDGE, edge_ratio, edge_threshold
+from erase.pixels.entropy import cell_entropy, level_entropy
+from erase.pixels.lowpass import POOL, low_pass
+from erase.pixels.luma import grey
 
 TAU = 0.45
 WARM_UP = 3

@@ -8,7 +8,7 @@ from erase.policy import BinnedPolicy, BudgetPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
 
 if TYPE_CHECKING:
-    from erase.pruning_context import pruning
+    from erase.stock.context import pruning
 
 __all__ = [
     "BinnedPolicy",
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     """Imports torch and transformers when `pruning` is first used, so that policies and `erase --help` do without."""
     if name != "pruning":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from erase.pruning_context import pruning
+    from erase.stock.context import pruning
 
     globals()["pruning"] = pruning
     return pruning

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erase.errors import InputError
-from erase.images import VisionImage
+from erase.pixels.images import VisionImage
 from erase.policy import Measure
 
 QuerySource = Literal["input", "normed_input", "output"]

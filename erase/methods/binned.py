@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from erase.entropy import cell_entropy
-from erase.images import VisionImage
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, QuerySource
+from erase.pixels.entropy import cell_entropy
+from erase.pixels.images import VisionImage
 from erase.policy import BinnedPolicy
 from erase.selection import lower_median, top_indices
 

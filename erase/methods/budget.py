@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from erase.budget import budget_cuts, importance, informative
-from erase.edges import edge_ratio, edge_threshold
-from erase.entropy import level_entropy
 from erase.errors import UnsupportedError
-from erase.images import VisionImage
-from erase.lowpass import POOL, low_pass
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, QuerySource, ScoreContext
+from erase.pixels.edges import edge_ratio, edge_threshold
+from erase.pixels.entropy import level_entropy
+from erase.pixels.images import VisionImage
+from erase.pixels.lowpass import POOL, low_pass
 from erase.policy import BudgetPolicy
 from erase.selection import top_indices
 

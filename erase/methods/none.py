@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from erase.images import VisionImage
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection
 from erase.methods.binned import image_entropy
+from erase.pixels.images import VisionImage
 from erase.selection import lower_median
 
 

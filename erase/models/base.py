@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from erase.errors import InputError, UnsupportedError
-from erase.images import VisionImage
-from erase.luma import BT601, Luma
 from erase.methods.base import Architecture, QuerySource
+from erase.pixels.images import VisionImage
+from erase.pixels.luma import BT601, Luma
 
 DEEP_SHARE = 0.58
 EARLY_CUT = 2

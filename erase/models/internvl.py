@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from erase.errors import InputError
-from erase.images import VisionImage, images_from_tiles, require_tiles
-from erase.luma import BT601_UNIT
 from erase.models.base import VisionFeatures, VisionLanguageAdapter, image_runs
+from erase.pixels.images import VisionImage, images_from_tiles, require_tiles
+from erase.pixels.luma import BT601_UNIT
 
 
 class InternVL(VisionLanguageAdapter):

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from erase.errors import InputError
-from erase.images import VisionImage
 from erase.models.loading import LoadedModel
+from erase.pixels.images import VisionImage
 
 _QUESTION = "\x00question\x00"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from erase.errors import InputError, UnsupportedError
-from erase.images import VisionImage, fitting_grids, images_from_patches
 from erase.models.base import VisionFeatures, VisionLanguageAdapter, image_runs, share_out
+from erase.pixels.images import VisionImage, fitting_grids, images_from_patches
 
 
 class QwenVL(VisionLanguageAdapter):

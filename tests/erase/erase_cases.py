@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import erase
-from erase.images import VisionImage
+from erase.pixels.images import VisionImage
 from erase.policy import Policy
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

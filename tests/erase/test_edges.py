@@ -9,10 +9,10 @@ from test_entropy import CELLS, images
 from torch import Tensor
 from torch.nn import functional
 
-from erase import kernels
-from erase.edges import WEAKEST_EDGE, edge_ratio, edge_threshold, sobel_magnitude
 from erase.errors import InputError
-from erase.lowpass import POOL, low_pass
+from erase.pixels import kernels
+from erase.pixels.edges import WEAKEST_EDGE, edge_ratio, edge_threshold, sobel_magnitude
+from erase.pixels.lowpass import POOL, low_pass
 
 GOLDEN_TAU = 0.45
 WITH_EDGES = [entry for entry in MANIFEST if entry["revision"] == 2]

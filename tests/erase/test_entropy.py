@@ -9,11 +9,11 @@ import torch
 from erase_cases import GoldenCase
 from torch import Tensor
 
-from erase import kernels
-from erase.entropy import cell_entropy, level_entropy
 from erase.errors import InputError
-from erase.lowpass import POOL, low_pass
-from erase.luma import BT601, BT601_UNIT, Luma, grey
+from erase.pixels import kernels
+from erase.pixels.entropy import cell_entropy, level_entropy
+from erase.pixels.lowpass import POOL, low_pass
+from erase.pixels.luma import BT601, BT601_UNIT, Luma, grey
 
 CELLS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 NEUTRAL = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)

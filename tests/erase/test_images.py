@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 import erase
-from erase.images import VisionImage, images_from_patches, images_from_tiles
-from erase.luma import BT601, BT601_UNIT
+from erase.pixels.images import VisionImage, images_from_patches, images_from_tiles
+from erase.pixels.luma import BT601, BT601_UNIT
 
 HALF = ([0.5] * 3, [0.5] * 3)
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])

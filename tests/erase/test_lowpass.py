@@ -6,10 +6,10 @@ from test_entropy import images
 from torch import Tensor
 from torch.nn import functional
 
-from erase import kernels
 from erase.errors import InputError
-from erase.lowpass import low_pass
-from erase.luma import BT601, BT601_UNIT, Luma, grey
+from erase.pixels import kernels
+from erase.pixels.lowpass import low_pass
+from erase.pixels.luma import BT601, BT601_UNIT, Luma, grey
 
 SIZES = [(8, 8), (28, 28), (56, 140), (252, 1036), (644, 448), (1008, 1344)]
 

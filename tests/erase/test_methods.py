@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import erase
 from erase.budget import importance
-from erase.images import VisionImage
-from erase.luma import BT601_UNIT, Luma
 from erase.methods import method_for
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, ScoreContext
 from erase.methods.binned import complexity_bin
 from erase.methods.none import NoPruning
+from erase.pixels.images import VisionImage
+from erase.pixels.luma import BT601_UNIT, Luma
 from erase.trace import layer_average_retention, vision_tokens_per_layer
 
 SEVEN_B = Architecture("qwen2_5_vl", depth=28, shallow=2, deep=17, early=2, late=19, may_drop_all=True)

@@ -10,8 +10,8 @@ from slow_cases import tiny_qwen2_5_vl
 from transformers import DynamicCache, Qwen2VLImageProcessorPil
 
 import erase
-from erase.cache import PrunedCache
 from erase.methods import method_for
+from erase.stock.cache import PrunedCache
 
 POLICIES = {"qwen2_5_vl": erase.preset("qwen2.5-vl-7b"), "qwen3_vl": erase.preset("qwen3-vl-8b-budget")}
 SIZES = [(5, 6), (4, 4)]

@@ -9,10 +9,10 @@ import torch
 
 from erase.engine import Result, Sequence
 from erase.engine.sequence import PhaseTimes
-from erase.images import VisionImage
 from erase.methods.base import Cut, ImageSelection, Preselection
 from erase.methods.none import NoPruning
 from erase.models.prompt import PreparedImage, PreparedPrompt
+from erase.pixels.images import VisionImage
 from worker.answer import JobTimes, build_answer
 from worker.contract import Answer, Plan
 

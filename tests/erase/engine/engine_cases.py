@@ -16,13 +16,13 @@ from torch import Tensor
 
 import erase
 from erase.engine import Engine, EngineLimits, Handle, Result, SamplingParams, Sequence
-from erase.images import VisionImage
 from erase.methods import method_for
 from erase.methods.base import Method, ScoreContext
 from erase.methods.none import NoPruning
 from erase.models import adapter_for
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedImage, PreparedPrompt, prepare_images, prepare_prompt
+from erase.pixels.images import VisionImage
 
 TIMEOUT_S = 60.0
 _ids = itertools.count()

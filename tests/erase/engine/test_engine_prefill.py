@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_cases import mixed_image, prompt_for, tiles_for, tiny_internvl, tiny_qwen2_5_vl, tiny_qwen3_vl
 
-from erase import host
-from erase.cache import PrunedCache
 from erase.engine.cache import SequenceCache, attend
 from erase.engine.prefill import StepRows, encode_images, prefill, step
 from erase.methods.base import Cut, ImageSelection, Method, Preselection
 from erase.rows import PromptRows
+from erase.stock import host
+from erase.stock.cache import PrunedCache
 
 CPU = torch.device("cpu")
 DEPTH = 8

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erase import kernels
 from erase.errors import InputError
-from erase.lowpass import neighbours
+from erase.pixels import kernels
+from erase.pixels.lowpass import neighbours
 
 WEAKEST_EDGE = 8.0
 """Sobel magnitude that an edge exceeds on a page of any darkness: on a black one, rounding noise would be an edge."""

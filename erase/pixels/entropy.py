@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erase import kernels
 from erase.errors import InputError
-from erase.luma import BT601, Luma, check_tiles, grey
+from erase.pixels import kernels
+from erase.pixels.luma import BT601, Luma, check_tiles, grey
 
 LEVELS = 256
 FIXED_POINT = 2.0**40  # steps per nat

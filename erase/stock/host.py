@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 
-from erase.cache import Columns, PrunedCache
-from erase.compat import CACHE
 from erase.cutting import LayerRun, add_deep_features, cut_prompt
 from erase.models.base import VisionLanguageAdapter
 from erase.rows import PromptRows
+from erase.stock.cache import Columns, PrunedCache
+from erase.stock.compat import CACHE
 
 
 def prefill(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erase import kernels
 from erase.errors import InputError, UnsupportedError
-from erase.luma import BT601, TOP, Luma
+from erase.pixels import kernels
+from erase.pixels.luma import BT601, TOP, Luma
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase.cache import PrunedCache
 from erase.errors import InputError, UnsupportedError
+from erase.stock.cache import PrunedCache
 
 _MODES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("num_beams", (None, 1), "beam search"),

@@ -10,8 +10,8 @@ from weakref import WeakSet
 
 from torch import nn
 
-from erase.compat import with_installed_cache_name, with_one_cache_name
 from erase.errors import UnsupportedError
+from erase.stock.compat import with_installed_cache_name, with_one_cache_name
 
 _pruned_models: "WeakSet[nn.Module]" = WeakSet()
 _pruned_models_lock = threading.Lock()

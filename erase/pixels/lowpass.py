@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from erase import kernels
 from erase.errors import InputError
-from erase.luma import BT601, TOP, Luma, check_tiles, grey
+from erase.pixels import kernels
+from erase.pixels.luma import BT601, TOP, Luma, check_tiles, grey
 
 POOL = 4  # pixels along each side that are averaged
 ROWS_AT_A_TIME = 64 * POOL  # keeps the grey image in the processor's cache

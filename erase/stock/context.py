@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from erase import checks, host
-from erase.cache import PrunedCache
-from erase.compat import CACHE
 from erase.errors import InputError, UnsupportedError
 from erase.flops import decoder_costs
 from erase.methods import method_for
 from erase.methods.base import Method, Preselection
 from erase.models import VisionLanguageAdapter, adapter_for
-from erase.patching import exclusive, patched
 from erase.policy import Policy
 from erase.rows import PromptRows
+from erase.stock import checks, host
+from erase.stock.cache import PrunedCache
+from erase.stock.compat import CACHE
+from erase.stock.patching import exclusive, patched
 from erase.trace import CallTrace, Trace, prompt_trace
 
 

@@ -1,0 +1,1 @@
+"""Pruning inside stock transformers calls: `with erase.pruning(model, policy)`."""
