@@ -108,7 +108,7 @@ def load_model(
             )
         settings = {"dtype": _dtype(dtype, target), "attn_implementation": "sdpa"}
         if weights:
-            model = _with_weights(source, location, settings | options)
+            model = _with_weights(source, location, settings | options).to(target)
         else:
             with target:
                 model = AutoModelForImageTextToText.from_config(config, **settings)
@@ -119,7 +119,7 @@ def load_model(
         raise ModelLoadError(f"cannot load the model {source!r}: {error}") from error
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"the tokenizer of {source!r} has no chat template, so questions cannot be put to it")
-    model.eval().requires_grad_(False).to(target)
+    model.eval().requires_grad_(False)
     policy_file = path / "erase_policy.json" if local else None
     return LoadedModel(
         name=source if source == DEMO or not local else path.resolve().name,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import engine, load, stack
+from bench import engine, load, stack, stage1
 from bench.flops import request_flops
 from bench.models import endless_model, image_size
 from bench.pages import page
@@ -21,6 +21,7 @@ from erase.engine.prefill import encode_images, prefill
 from erase.methods import method_for
 from erase.models.loading import LoadedModel
 from erase.models.prompt import prepare_images, prepare_prompt
+from erase.pixels import kernels
 
 TINY_ENGINE = ["--vision-tokens", "36", "--output-tokens", "3", "--concurrency", "1,2", "--repetitions", "1"]
 TINY_STACK = ["--concurrency", "2", "--repetitions", "1", "--unloaded-requests", "1", "--requests", "4"]
@@ -101,6 +102,20 @@ def test_wrong_and_missing_answers_end_the_stack_benchmark() -> None:
         check(right, replace(right, answer={"answer": "1"}))
     with pytest.raises(BenchmarkError, match="1 of 2 requests failed"):
         check(right, load.Reply(question, 0.1, problem="the stream ended without a result"))
+
+
+def test_the_stage_1_benchmark_compares_sides_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not kernels.AVAILABLE:
+        pytest.skip("numba is missing, or STAGE1_PURE set")
+    file = tmp_path / "stage1.json"
+    threads = torch.get_num_threads()
+    try:
+        assert stage1.main(["--cells-across", "4", "--cells-down", "3", "--rounds", "2", "--json", str(file)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["revision"] for row in rows} == {1, 2}
+    assert "ours, compiled" in capsys.readouterr().out
 
 
 def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:

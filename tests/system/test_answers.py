@@ -48,6 +48,15 @@ def test_a_request_may_turn_the_dial(deployment: Deployment) -> None:
     assert kept[0] == answer["usage"]["vision_tokens"]["input"] > kept[1] > kept[2]
 
 
+def test_a_request_may_ask_for_the_other_revision(deployment: Deployment) -> None:
+    chosen = {"policy": "qwen2.5-vl-7b-budget", "retention": 0.5}
+    answer = deployment.ask(QUESTIONS[0], pruning=pruning(**chosen)).json()
+    assert answer["answer"] == QUESTIONS[0].answer
+    assert answer["pruning"]["policy"] == chosen["policy"]
+    assert answer["pruning"]["requested"] == 0.5
+    assert answer["pruning"]["layer_average"] <= 0.5
+
+
 def test_a_json_body_works_with_base64_and_data_urls(deployment: Deployment) -> None:
     question = QUESTIONS[3]
     data = base64.b64encode(question.image.read_bytes()).decode()
