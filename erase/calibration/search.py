@@ -132,7 +132,7 @@ def optimizer_package() -> Any:
     try:
         import bayes_opt
     except ImportError:
-        raise EraseError("calibration needs bayesian-optimization: pip install 'erase-serve[calibrate]'") from None
+        raise EraseError("calibration needs one more package: pip install 'bayesian-optimization>=3.4'") from None
     return bayes_opt
 
 
