@@ -153,7 +153,7 @@ class TestSuggestions:
             return real(name, *rest)
 
         monkeypatch.setattr(builtins, "__import__", without)
-        with pytest.raises(EraseError, match=r"pip install 'erase-serve\[calibrate\]'"):
+        with pytest.raises(EraseError, match=r"pip install 'bayesian-optimization'"):
             suggest(PAPER, [], [])
 
     @pytest.mark.parametrize(
