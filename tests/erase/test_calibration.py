@@ -153,7 +153,7 @@ class TestSuggestions:
             return real(name, *rest)
 
         monkeypatch.setattr(builtins, "__import__", without)
-        with pytest.raises(EraseError, match=r"pip install 'bayesian-optimization'"):
+        with pytest.raises(EraseError, match=r"pip install 'bayesian-optimization>=3\.4'"):
             suggest(PAPER, [], [])
 
     @pytest.mark.parametrize(
