@@ -424,7 +424,8 @@ class TestSweep:
 
     def test_a_job_that_another_sweeper_has_just_checked_is_left_alone(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
-        seen = redis_client.zscore(OPEN_KEY, "job_1")
+        seen = redis_client.zscore(OPEN_KEY, "job_1") - 5_000
+        redis_client.zadd(OPEN_KEY, {"job_1": seen})
         assert execute(redis_client, ledger.sweep("job_1", 5_000, 3, seen)).action == "wake"
         assert execute(redis_client, ledger.sweep("job_1", 5_000, 3, seen)) == ledger.Swept("none")
         assert counter(redis_client, "wakeups_resent") == 1
