@@ -90,9 +90,5 @@ class Examiner:
 def examiner(loaded: LoadedModel, records: Sequence[Record]) -> Iterator[Examiner]:
     """Inside, the model answers; afterwards its engine has stopped."""
     limits = EngineLimits()
-    engine = Engine(loaded, limits)
-    engine.start()
-    try:
+    with Engine(loaded, limits) as engine:
         yield Examiner(loaded, records, engine, at_a_time=2 * limits.max_running)
-    finally:
-        engine.stop()

@@ -46,13 +46,9 @@ def ask(loaded: LoadedModel, method: Method, paths: Sequence[Path], question: st
     preselection = method.preselect([image.pixels for image in images])
     prompt = prepare_prompt(loaded, question, images)
     prepared = time.monotonic()
-    engine = Engine(loaded, EngineLimits(max_running=1))
-    engine.start()
-    try:
+    with Engine(loaded, EngineLimits(max_running=1)) as engine:
         sampling = SamplingParams(max_tokens=max_tokens)
         result = engine.submit(EngineSequence("question", prompt, method, preselection, sampling)).result()
-    finally:
-        engine.stop()
     return Asked(images, preselection, result, len(prompt.tokens), prepared - start, time.monotonic() - start)
 
 

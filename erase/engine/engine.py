@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,6 +99,14 @@ class Engine:
     def alive(self) -> bool:
         """Whether sequences can be submitted."""
         return self._thread.is_alive() and not self._stopping
+
+    def __enter__(self) -> Self:
+        """Starts it; leaving the block stops it."""
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start the thread."""

@@ -22,14 +22,16 @@ from erase.methods import method_for
 from erase.models.loading import LoadedModel
 from erase.models.prompt import prepare_images, prepare_prompt
 from erase.pixels import kernels
+from tests.starter import STARTER
 
-TINY_ENGINE = ["--vision-tokens", "36", "--output-tokens", "3", "--concurrency", "1,2", "--repetitions", "1"]
+TINY_ENGINE = ["--model", str(STARTER), "--vision-tokens", "36", "--output-tokens", "3", "--concurrency", "1,2"]
+TINY_ENGINE += ["--repetitions", "1"]
 TINY_STACK = ["--concurrency", "2", "--repetitions", "1", "--unloaded-requests", "1", "--requests", "4"]
 
 
 @pytest.fixture(scope="module")
 def demo() -> LoadedModel:
-    return endless_model("demo", "cpu", "float32")
+    return endless_model(str(STARTER), "cpu", "float32")
 
 
 def test_the_engine_benchmark_prints_a_table_and_writes_what_it_measured(
@@ -65,7 +67,7 @@ def test_the_engine_benchmark_fails_when_the_engine_answers_something_else_than_
 def test_the_engine_benchmark_says_when_the_model_makes_another_number_of_tokens(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert engine.main(["--vision-tokens", "1280"]) == 1
+    assert engine.main(["--model", str(STARTER), "--vision-tokens", "1280"]) == 1
     assert "choose --vision-tokens" in capsys.readouterr().err
 
 
@@ -73,6 +75,9 @@ def test_the_engine_benchmark_says_when_the_model_makes_another_number_of_tokens
 def test_the_stack_benchmark_runs_pruned_and_unpruned_and_measures_the_overhead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("ERASE_MODEL", str(STARTER))
+    monkeypatch.setattr(stack, "DEMO", STARTER.name)  # the model whose right answers are known
+    monkeypatch.setattr(load, "samples_folder", lambda: STARTER / "samples")
     few = [load.sample_questions()[number] for number in (0, 9)]
     monkeypatch.setattr(stack, "sample_questions", lambda: few)
     file = tmp_path / "stack.json"

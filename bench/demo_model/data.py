@@ -1,0 +1,219 @@
+"""Training batches, rendered while the model learns: every image is new."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from bench.demo_model.network import Batch
+from bench.demo_model.recipe import Phase, Recipe
+from bench.demo_model.tokenizer import SYSTEM
+from erase import synthetic
+from erase.synthetic import colours, icons, shapes
+from erase.synthetic.sample import Mark, Question, Sample
+
+CELL = 28
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,%:/-"
+_CLASSES = [
+    *(("glyph", character) for character in _CHARACTERS),
+    *(("colour", name) for name in colours.NAMES),
+    *(("shape", name) for name in shapes.NAMES),
+    *(("icon", name) for name in icons.NAMES),
+]
+_CLASS_OF = {key: number for number, key in enumerate(_CLASSES)}
+MARK_CLASSES = 80
+
+_RESIZED_SHARE = 0.2
+_WHOLE_WINDOWS_SHARE = 0.6
+_FAR = 2**40
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Token ids of the chat format around an image and its questions."""
+
+    before_image: list[int]
+    image_pad: int
+    after_image: list[int]
+    before_answer: list[int]
+    end: int
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Chat:
+        def ids(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        return cls(
+            before_image=ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>"),
+            image_pad=ids("<|image_pad|>")[0],
+            after_image=ids("<|vision_end|>"),
+            before_answer=ids("<|im_end|>\n<|im_start|>assistant\n"),
+            end=ids("<|im_end|>")[0],
+            pad=ids("<|endoftext|>")[0],
+        )
+
+
+class Collator:
+    """Makes a `Batch` of samples whose images have one size in whole cells."""
+
+    def __init__(self, tokenizer_folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+        self.chat = Chat.of(self.tokenizer)
+
+    def batch(self, samples: Sequence[Sample], asked: Sequence[Sequence[Question]]) -> Batch:
+        columns, rows = (side // CELL for side in samples[0].image.size)
+        lines = [self._line(questions, rows, columns) for questions in asked]
+        length = max(len(line.tokens) for line in lines)
+        return Batch(
+            images=torch.from_numpy(np.stack([np.asarray(sample.image) for sample in samples])),
+            tokens=torch.stack([_padded(line.tokens, length, self.chat.pad) for line in lines]),
+            positions=torch.stack([_padded_positions(line.positions, length) for line in lines], dim=1),
+            branch=torch.stack([_padded(line.branch, length, -1) for line in lines]),
+            targets=torch.stack([_padded(line.targets, length, -100) for line in lines]),
+            marks=_marks([sample.marks for sample in samples], columns, rows),
+            image_start=len(self.chat.before_image),
+            families=tuple(sample.family for sample in samples),
+        )
+
+    def _line(self, questions: Sequence[Question], rows: int, columns: int) -> _Line:
+        chat = self.chat
+        start = len(chat.before_image)
+        line = _Line()
+        line.add(chat.before_image, 0, range(start))
+        places = [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
+        line.add([chat.image_pad] * len(places), 0, places)
+        behind = start + max(rows, columns)
+        line.add(chat.after_image, 0, range(behind, behind + len(chat.after_image)))
+        behind += len(chat.after_image)
+        for number, question in enumerate(questions, 1):
+            asked = [*self._ids(question.text), *chat.before_answer]
+            answer = [*self._ids(question.answer), chat.end]
+            line.add(asked + answer, number, range(behind, behind + len(asked) + len(answer)))
+            first = len(line.tokens) - len(answer) - 1
+            line.targets[first : first + len(answer)] = answer
+        return line
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class _Line:
+    """One image's prompt with its questions, token by token."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[tuple[int, int, int]] = []
+        self.branch: list[int] = []
+        self.targets: list[int] = []
+
+    def add(self, tokens: list[int], branch: int, positions: Sequence[Any]) -> None:
+        self.tokens += tokens
+        self.branch += [branch] * len(tokens)
+        self.positions += [place if isinstance(place, tuple) else (place, place, place) for place in positions]
+        self.targets += [-100] * len(tokens)
+
+
+class Stream(IterableDataset[Batch]):
+    """Batches without end for the phase that `progress` (a shared tensor with one number from 0 to 1) tells."""
+
+    def __init__(self, recipe: Recipe, tokenizer_folder: Path, progress: Tensor, seed: int) -> None:
+        self.recipe = recipe
+        self.tokenizer_folder = tokenizer_folder
+        self.progress = progress
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        collator = Collator(self.tokenizer_folder)
+        while True:
+            rng = Random(f"{self.seed}/{number}")
+            yield self._batch(collator, rng)
+            number += stride
+
+    def _batch(self, collator: Collator, rng: Random) -> Batch:
+        phase = self.recipe.phase(float(self.progress))
+        columns, rows = draw_cells(rng, phase)
+        text = 20 + 18 * self.recipe.questions
+        count = max(1, self.recipe.batch_tokens // (columns * rows + text))
+        families = list(synthetic.FAMILIES)
+        samples = [
+            render(rng.choice(families), "train", rng.randrange(_FAR), columns, rows, rng, phase.crowd)
+            for _ in range(count)
+        ]
+        asked = [rng.sample(one.questions, min(len(one.questions), self.recipe.questions)) for one in samples]
+        return collator.batch(samples, asked)
+
+
+def loader(stream: Stream, workers: int) -> Iterator[Batch]:
+    """Batches made by `workers` processes beside the trainer."""
+    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+
+
+def draw_cells(rng: Random, phase: Phase) -> tuple[int, int]:
+    """Columns and rows of an image in cells, mostly whole attention windows."""
+    width, height = synthetic.random_size(rng, *phase.tokens)
+    step = 4 if rng.random() < _WHOLE_WINDOWS_SHARE and phase.tokens[1] > 64 else 1
+    columns, rows = (max(step, round(side / CELL / step) * step) for side in (width, height))
+    if columns * rows > phase.tokens[1] * 1.1:
+        shrink = math.sqrt(phase.tokens[1] / (columns * rows))
+        columns, rows = max(1, int(columns * shrink)), max(1, int(rows * shrink))
+    return columns, rows
+
+
+def render(family: str, split: str, index: int, columns: int, rows: int, rng: Random, crowd: float = 1.0) -> Sample:
+    """A sample of the given size in cells; now and then drawn a little larger or smaller and resized to it."""
+    width, height = columns * CELL, rows * CELL
+    scale = rng.uniform(0.94, 1.08) if rng.random() < _RESIZED_SHARE else 1.0
+    drawn = (round(width * scale), round(height * scale))
+    return fitted(synthetic.sample(family, split, index, size=drawn, crowd=rng.random() * crowd), columns, rows)
+
+
+def fitted(sample: Sample, columns: int, rows: int) -> Sample:
+    """The sample resized to whole cells, as the image processor does it, with its marks."""
+    size = (columns * CELL, rows * CELL)
+    if sample.image.size == size:
+        return sample
+    across, down = size[0] / sample.image.width, size[1] / sample.image.height
+    marks = tuple(
+        Mark(
+            mark.kind,
+            mark.value,
+            synthetic.Box(mark.box.left * across, mark.box.top * down, mark.box.right * across, mark.box.bottom * down),
+        )
+        for mark in sample.marks
+    )
+    image = sample.image.resize(size, Image.Resampling.BICUBIC)
+    return Sample(sample.name, sample.family, image, sample.questions, marks)
+
+
+def _marks(marks: Sequence[Sequence[Mark]], columns: int, rows: int) -> Tensor:
+    found = []
+    for image, many in enumerate(marks):
+        for mark in many:
+            number = _CLASS_OF.get((mark.kind, mark.value.lower()))
+            x, y = mark.box.centre
+            column, row = int(x // CELL), int(y // CELL)
+            if number is not None and 0 <= column < columns and 0 <= row < rows:
+                found.append((image, row * columns + column, number))
+    return torch.tensor(found, dtype=torch.long).view(-1, 3)
+
+
+def _padded(values: list[int], length: int, filler: int) -> Tensor:
+    return torch.tensor(values + [filler] * (length - len(values)), dtype=torch.long)
+
+
+def _padded_positions(places: list[tuple[int, int, int]], length: int) -> Tensor:
+    return torch.tensor(places + [(0, 0, 0)] * (length - len(places)), dtype=torch.long).T

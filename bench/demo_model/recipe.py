@@ -1,0 +1,128 @@
+"""What is trained, on what, and for how long: one recipe for two CPU cores, one for a data-centre GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the curriculum, up to `until` (a share of the whole training).
+
+    `cells_only` trains the vision encoder alone, to say what lies in each cell: questions cannot be learned before, and
+    images cost a third without the language model.
+    """
+
+    until: float
+    tokens: tuple[int, int]
+    crowd: float
+    cells_only: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model's shape and its training.
+
+    `batch_tokens` bounds vision tokens plus text tokens of a batch; `rate` is the peak learning rate of Muon, which
+    moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share and then brought down
+    to zero.
+    """
+
+    vision_width: int
+    vision_depth: int
+    vision_mlp: int
+    full_attention: tuple[int, ...]
+    width: int
+    depth: int
+    mlp: int
+    heads: int
+    key_value_heads: int
+    phases: tuple[Phase, ...]
+    batch_tokens: int
+    questions: int
+    rate: float = 4e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    cooldown: float = 0.3
+
+    def phase(self, share: float) -> Phase:
+        """The phase at a share of the training from 0 to 1."""
+        return next(phase for phase in self.phases if share <= phase.until)
+
+    def config(self, vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
+        """Keyword arguments of `Qwen2_5_VLConfig`; `special` holds the ids of Qwen's special tokens."""
+        return {
+            "text_config": {
+                "hidden_size": self.width,
+                "intermediate_size": self.mlp,
+                "num_hidden_layers": self.depth,
+                "num_attention_heads": self.heads,
+                "num_key_value_heads": self.key_value_heads,
+                "vocab_size": vocabulary,
+                "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-6,
+                "tie_word_embeddings": True,
+                "bos_token_id": None,
+                "eos_token_id": special["<|im_end|>"],
+                "pad_token_id": special["<|endoftext|>"],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+            },
+            "vision_config": {
+                "depth": self.vision_depth,
+                "hidden_size": self.vision_width,
+                "intermediate_size": self.vision_mlp,
+                "num_heads": self.vision_width // 32,
+                "out_hidden_size": self.width,
+                "fullatt_block_indexes": list(self.full_attention),
+                "tokens_per_second": 4,
+            },
+            "tie_word_embeddings": True,
+            "image_token_id": special["<|image_pad|>"],
+            "video_token_id": special["<|video_pad|>"],
+            "vision_start_token_id": special["<|vision_start|>"],
+            "vision_end_token_id": special["<|vision_end|>"],
+        }
+
+
+RECIPES = {
+    "cpu": Recipe(
+        vision_width=192,
+        vision_depth=4,
+        vision_mlp=512,
+        full_attention=(1, 3),
+        width=192,
+        depth=16,
+        mlp=512,
+        heads=6,
+        key_value_heads=2,
+        phases=(
+            Phase(0.22, (42, 100), 1.0, cells_only=True),
+            Phase(0.50, (42, 81), 0.6),
+            Phase(0.65, (49, 169), 0.8),
+            Phase(0.82, (64, 320), 1.0),
+            Phase(1.00, (64, 1300), 1.0),
+        ),
+        batch_tokens=4096,
+        questions=6,
+    ),
+    "gpu": Recipe(
+        vision_width=256,
+        vision_depth=8,
+        vision_mlp=704,
+        full_attention=(3, 7),
+        width=320,
+        depth=16,
+        mlp=704,
+        heads=10,
+        key_value_heads=2,
+        phases=(
+            Phase(0.06, (42, 100), 1.0, cells_only=True),
+            Phase(0.20, (42, 100), 0.6),
+            Phase(0.50, (64, 576), 1.0),
+            Phase(1.00, (64, 2304), 1.0),
+        ),
+        batch_tokens=24576,
+        questions=8,
+    ),
+}

@@ -1,0 +1,96 @@
+"""Chooses the pictures that are bundled with the model: one per family, with questions that it answers right.
+
+    python -m bench.demo_model samples --model erase/demo
+
+They show what the model can do and are no evaluation: what it gets wrong is left out. They come from the test split.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from erase import load_policy, synthetic
+from erase.engine import Engine, SamplingParams
+from erase.engine import Sequence as EngineSequence
+from erase.methods import method_for
+from erase.methods.base import Method
+from erase.models.loading import LoadedModel, load_model
+from erase.models.prompt import prepare_images, prepare_prompt
+
+_SIZES = {
+    "documents": (448, 448),
+    "charts": (448, 336),
+    "scene_text": (448, 336),
+    "infographics": (448, 448),
+    "ocr": (448, 336),
+    "general": (336, 336),
+}
+_QUESTIONS = 4
+_TRIES = 400
+_CROWD = 0.7
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sample and those of its questions that are answered right with and without pruning."""
+
+    sample: synthetic.Sample
+    questions: tuple[synthetic.Question, ...]
+
+
+def choose(loaded: LoadedModel, family: str) -> Chosen:
+    """The first test sample of the family's size with enough questions that are all answered right."""
+    method = None if loaded.policy_file is None else method_for(load_policy(loaded.policy_file))
+    best = Chosen(synthetic.sample(family, "test", 0, size=_SIZES[family], crowd=_CROWD), ())
+    with Engine(loaded) as engine:
+        for index in range(_TRIES):
+            sample = synthetic.sample(family, "test", index, size=_SIZES[family], crowd=_CROWD)
+            right = tuple(question for question in sample.questions if _right(engine, loaded, sample, question, method))
+            if len(right) > len(best.questions):
+                best = Chosen(sample, right[:_QUESTIONS])
+            if len(best.questions) == _QUESTIONS:
+                break
+    return best
+
+
+def bundle(model_folder: Path) -> dict[str, int]:
+    """Writes samples/FAMILY.png and samples/samples.json into the model's folder; questions kept by family."""
+    loaded = load_model(str(model_folder), device="cpu", dtype="float32")
+    folder = model_folder / "samples"
+    folder.mkdir(exist_ok=True)
+    entries, kept = [], {}
+    for family in synthetic.FAMILIES:
+        chosen = choose(loaded, family)
+        chosen.sample.image.save(folder / f"{family}.png", optimize=True)
+        kept[family] = len(chosen.questions)
+        turns = [{"question": question.text, "answer": question.answer} for question in chosen.questions]
+        entries.append({"image": f"{family}.png", "family": family, "name": chosen.sample.name, "turns": turns})
+    (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    return kept
+
+
+def _right(
+    engine: Engine,
+    loaded: LoadedModel,
+    sample: synthetic.Sample,
+    question: synthetic.Question,
+    method: Method | None,
+) -> bool:
+    methods = [method_for(None)] if method is None else [method_for(None), method]
+    return all(_answer(engine, loaded, sample, question, one) == question.answer for one in methods)
+
+
+def _answer(
+    engine: Engine, loaded: LoadedModel, sample: synthetic.Sample, question: synthetic.Question, method: Method
+) -> str:
+    images = prepare_images(loaded, [sample.image])
+    sequence = EngineSequence(
+        id=sample.name,
+        prompt=prepare_prompt(loaded, question.text, images),
+        method=method,
+        preselection=method.preselect([image.pixels for image in images]),
+        sampling=SamplingParams(max_tokens=24),
+    )
+    return engine.submit(sequence).result().text

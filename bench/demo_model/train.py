@@ -1,0 +1,219 @@
+"""Trains the demo model: python -m bench.demo_model train --recipe cpu --minutes 120
+
+Goes on where the run's checkpoint ends. The curriculum and the learning rate follow the training time that is used
+up, so that a recipe fits any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from bench.demo_model.data import MARK_CLASSES, Stream, loader
+from bench.demo_model.grow import grow_from
+from bench.demo_model.network import Batch, TrainingNetwork, compile_layers
+from bench.demo_model.recipe import RECIPES, Recipe
+from bench.demo_model.tokenizer import SPECIAL, save_tokenizer
+from bench.demo_model.validate import validate
+
+CHECKPOINT = "checkpoint.pt"
+_MARK_SCALE = 20.0
+_ADAMW_SCALE = 0.5
+_CHECKPOINT_EVERY = 600.0
+_REPORT_EVERY = 20
+
+
+@dataclass
+class Progress:
+    """How far the training is; `seconds` counts only time spent training."""
+
+    seconds: float = 0.0
+    step: int = 0
+    images: int = 0
+    answers: int = 0
+
+
+def train(
+    out: Path,
+    recipe_name: str,
+    minutes: float,
+    device: str,
+    workers: int,
+    seed: int = 0,
+    compiled: bool = False,
+    start: Path | None = None,
+) -> None:
+    """Trains until `minutes` of training are used up; writes checkpoint.pt and log.jsonl into `out`.
+
+    `start` is a folder with a smaller model to grow from, used only when there is no checkpoint yet.
+    """
+    torch.manual_seed(seed)
+    if compiled:
+        compile_layers()
+    recipe = RECIPES[recipe_name]
+    if not (out / "tokenizer.json").exists():
+        save_tokenizer(out)
+    network = build(recipe, out)
+    if start is not None and not (out / CHECKPOINT).exists():
+        grow_from(start, network, out)
+    network.to(device)
+    optimizers = make_optimizers(network, recipe)
+    progress = _resume(out, network, optimizers) or Progress()
+    share = torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
+    share[0] = min(1.0, progress.seconds / (60 * minutes))
+    batches = loader(Stream(recipe, out, share, seed + progress.step), workers)
+    run = _Run(out, network, optimizers, recipe, progress, 60 * minutes, share, torch.device(device))
+    run.go(batches)
+
+
+def build(recipe: Recipe, tokenizer_folder: Path) -> TrainingNetwork:
+    """A network with random weights; the matrices that write into the residual stream start at zero."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    config = Qwen2_5_VLConfig(**recipe.config(len(tokenizer), special))
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
+            torch.nn.init.zeros_(weight)
+        elif "visual.blocks" in name and weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    torch.nn.init.normal_(model.model.visual.patch_embed.proj.weight, std=0.02)
+    return TrainingNetwork(model, MARK_CLASSES)
+
+
+def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, the first and the last layer."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, weight in network.named_parameters():
+        inside = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
+        (matrices if inside else others).append(weight)
+    return [
+        torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=_ADAMW_SCALE * recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay),
+    ]
+
+
+def learning_rate(recipe: Recipe, step: int, share: float) -> float:
+    """Warm-up by steps, then flat, then down to zero over the last `cooldown` share of the training."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    return recipe.rate * warm * min(1.0, max(0.02, (1 - share) / recipe.cooldown))
+
+
+def losses(network: TrainingNetwork, batch: Batch, cells_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of the answers, loss of the cells, and the share of answer tokens that are right."""
+    with torch.autocast(batch.images.device.type, dtype=torch.bfloat16):
+        if cells_only:
+            cells = network.look(batch)
+            answer_loss = right = torch.zeros((), device=cells.device)
+        else:
+            logits, targets, cells = network(batch)
+            answer_loss = functional.cross_entropy(logits.float(), targets)
+            right = (logits.argmax(-1) == targets).float().mean()
+    wanted = torch.zeros_like(cells, dtype=torch.float32)
+    wanted[batch.marks.unbind(1)] = 1.0
+    return answer_loss, functional.binary_cross_entropy_with_logits(cells.float(), wanted), right
+
+
+class _Run:
+    """The training loop with what it reports and keeps."""
+
+    def __init__(
+        self,
+        out: Path,
+        network: TrainingNetwork,
+        optimizers: list[torch.optim.Optimizer],
+        recipe: Recipe,
+        progress: Progress,
+        budget: float,
+        share: Tensor,
+        device: torch.device,
+    ) -> None:
+        self.out = out
+        self.network = network
+        self.optimizers = optimizers
+        self.recipe = recipe
+        self.progress = progress
+        self.budget = budget
+        self.share = share
+        self.device = device
+        self.saved_at = progress.seconds
+        self.recent: list[tuple[float, float, float]] = []
+
+    def go(self, batches: Iterator[Batch]) -> None:
+        bar = tqdm(total=round(self.budget), initial=round(self.progress.seconds), unit="s", desc="training")
+        while self.progress.seconds < self.budget:
+            started = time.perf_counter()
+            self.step(next(batches))
+            self.progress.seconds += time.perf_counter() - started
+            self.share[0] = min(1.0, self.progress.seconds / self.budget)
+            bar.update(round(self.progress.seconds) - bar.n)
+            if self.progress.step % _REPORT_EVERY == 0:
+                bar.set_postfix_str(self.report())
+            if self.progress.seconds - self.saved_at > _CHECKPOINT_EVERY:
+                self.save()
+        bar.close()
+        self.save()
+
+    def step(self, batch: Batch) -> None:
+        batch = batch.to(self.device)
+        share = float(self.share)
+        rate = learning_rate(self.recipe, self.progress.step, share)
+        for optimizer, scale in zip(self.optimizers, (1.0, _ADAMW_SCALE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = scale * rate
+        answer_loss, cell_loss, right = losses(self.network, batch, self.recipe.phase(share).cells_only)
+        weight = 1.0 if share < 0.5 else 0.3
+        (answer_loss + weight * _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.images += len(batch.images)
+        self.progress.answers += int(batch.branch.amax(1).sum())
+        self.recent.append((float(answer_loss), float(cell_loss), float(right)))
+
+    def report(self) -> str:
+        answer, cells, right = (sum(column) / len(column) for column in zip(*self.recent, strict=True))
+        self.recent.clear()
+        self.log({"loss": round(answer, 4), "cells": round(cells, 5), "right": round(right, 4)})
+        return f"{self.progress.images} images, loss {answer:.3f}, cells {cells:.4f}, tokens right {right:.0%}"
+
+    def save(self) -> None:
+        self.saved_at = self.progress.seconds
+        state = {
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": asdict(self.progress),
+        }
+        torch.save(state, self.out / "checkpoint.new")
+        (self.out / "checkpoint.new").replace(self.out / CHECKPOINT)
+        scores = validate(self.network, self.out, self.device)
+        self.log({"validation": scores})
+        tqdm.write(f"{self.progress.seconds / 60:.0f} min: " + ", ".join(f"{k} {v:.0%}" for k, v in scores.items()))
+
+    def log(self, entry: dict[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**asdict(self.progress), **entry}) + "\n")
+
+
+def _resume(out: Path, network: TrainingNetwork, optimizers: list[torch.optim.Optimizer]) -> Progress | None:
+    file = out / CHECKPOINT
+    if not file.exists():
+        return None
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["network"])
+    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    return Progress(**state["progress"])

@@ -1,0 +1,259 @@
+"""The making of the demo model: the training's forward pass equals stock code, training goes on where it stopped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from bench.demo_model import train as training
+from bench.demo_model.data import MARK_CLASSES, Collator, Stream, draw_cells, render
+from bench.demo_model.evaluate import evaluate, summary
+from bench.demo_model.export import export
+from bench.demo_model.grow import grow_from
+from bench.demo_model.network import TrainingNetwork
+from bench.demo_model.recipe import RECIPES, Phase
+from bench.demo_model.tokenizer import SPECIAL, make_tokenizer, save_tokenizer
+from bench.demo_model.train import CHECKPOINT, build, learning_rate, make_optimizers, train
+from bench.demo_model.validate import answered
+from erase import synthetic
+from erase.models.loading import DEMO_FOLDER, load_model
+
+TINY = replace(
+    RECIPES["cpu"],
+    vision_width=64,
+    vision_depth=2,
+    vision_mlp=96,
+    full_attention=(1,),
+    width=64,
+    depth=4,
+    mlp=96,
+    heads=2,
+    key_value_heads=1,
+    phases=(Phase(0.5, (36, 49), 0.3), Phase(1.0, (49, 64), 1.0)),
+    batch_tokens=400,
+    questions=3,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def network(tokenizer_folder) -> TrainingNetwork:
+    """Random weights everywhere, also where training starts at zero."""
+    torch.manual_seed(0)
+    network = build(TINY, tokenizer_folder).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim >= 2:
+                weight.normal_(0, 0.1)
+    return network
+
+
+def samples_of(columns: int, rows: int) -> list[synthetic.Sample]:
+    families = ["general", "documents", "ocr"]
+    return [render(family, "train", number, columns, rows, Random(number)) for number, family in enumerate(families)]
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("cells", [(8, 4), (7, 10), (3, 5)], ids=["whole windows", "cut windows", "one window"])
+    def test_answers_score_as_in_stock_code_one_question_at_a_time(self, network, tokenizer_folder, cells):
+        samples = samples_of(*cells)
+        asked = [sample.questions[:3] for sample in samples]
+        with torch.no_grad():
+            logits, targets, marks = network(Collator(tokenizer_folder).batch(samples, asked))
+        assert marks.shape == (3, cells[0] * cells[1], MARK_CLASSES)
+        stock = [
+            stock_logits(network.model, tokenizer_folder, sample, question)
+            for sample, questions in zip(samples, asked, strict=True)
+            for question in questions
+        ]
+        assert len(targets) == sum(map(len, stock))
+        assert (logits - torch.cat(stock)).abs().max() < 1e-4
+
+    def test_questions_of_one_image_do_not_see_each_other(self, network, tokenizer_folder):
+        (sample,) = samples_of(6, 6)[1:2]
+        collator = Collator(tokenizer_folder)
+        with torch.no_grad():
+            both, _, _ = network(collator.batch([sample], [sample.questions[:2]]))
+            last, _, _ = network(collator.batch([sample], [sample.questions[1:2]]))
+        assert (both[-len(last) :] - last).abs().max() < 1e-4
+
+    def test_an_answer_counts_only_when_every_token_is_right(self, network, tokenizer_folder):
+        samples = samples_of(6, 6)
+        batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
+        with torch.no_grad():
+            logits, targets, _ = network(batch)
+        lucky = logits.argmax(-1)
+        everywhere = batch.targets.clone()
+        everywhere[batch.targets >= 0] = lucky
+        outcome = answered(network, replace(batch, targets=everywhere), reduced=False)
+        assert outcome == [True] * sum(min(2, len(sample.questions)) for sample in samples)
+        first = (batch.targets >= 0).nonzero()[0]
+        everywhere[tuple(first)] = (lucky[0] + 1) % logits.shape[-1]
+        assert answered(network, replace(batch, targets=everywhere), reduced=False) == [False, *outcome[1:]]
+        assert len(targets) == len(lucky)
+
+
+class TestTokenizer:
+    def test_it_is_the_same_every_time_and_the_bundled_one(self, tokenizer_folder):
+        made = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+        assert made == json.loads((DEMO_FOLDER / "tokenizer.json").read_text())
+
+    @pytest.mark.parametrize("text", ["What is the total?", "K7X2 1042", "12.50%", "naïve 中文 \n\t x", "Tokyo's #1"])
+    def test_any_text_comes_back(self, text):
+        tokenizer = make_tokenizer()
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+    def test_digits_are_single_and_common_words_whole(self):
+        tokenizer = make_tokenizer()
+        assert tokenizer.tokenize("1042") == ["1", "0", "4", "2"]
+        assert tokenizer.tokenize("What color is the star?") == ["What", "Ġcolor", "Ġis", "Ġthe", "Ġstar", "?"]
+        for token in SPECIAL:
+            assert tokenizer.tokenize(token) == [token]
+
+    def test_chats_are_written_in_qwens_format(self):
+        content = [{"type": "image"}, {"type": "text", "text": "What is the total?"}]
+        messages = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": "12.50"},
+            {"role": "user", "content": "And the tax?"},
+        ]
+        text = make_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text == (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is the total?<|im_end|>\n"
+            "<|im_start|>assistant\n12.50<|im_end|>\n"
+            "<|im_start|>user\nAnd the tax?<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+class TestGrowing:
+    def test_a_grown_model_answers_exactly_as_the_small_one(self, network, tokenizer_folder, tmp_path):
+        network.model.save_pretrained(tmp_path)
+        save_tokenizer(tmp_path)
+        larger = replace(TINY, vision_width=96, vision_mlp=160, width=96, mlp=128, heads=3, depth=6)
+        grown = build(larger, tokenizer_folder).eval()
+        with pytest.raises(ValueError, match="wide"):
+            grow_from(tmp_path, build(replace(TINY, width=32, heads=1), tokenizer_folder), tokenizer_folder)
+        grow_from(tmp_path, grown, tokenizer_folder)
+        sample = samples_of(6, 4)[0]
+        for question in sample.questions[:2]:
+            one = stock_logits(network.model, tokenizer_folder, sample, question)
+            other = stock_logits(grown.model, tokenizer_folder, sample, question)
+            assert (one - other).abs().max() < 1e-3
+
+
+class TestTraining:
+    def test_it_learns_keeps_checkpoints_and_goes_on_where_it_stopped(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(RECIPES, "tiny", TINY)
+        monkeypatch.setattr(training, "validate", lambda *_: {"general": 0.5})
+        monkeypatch.setattr(training, "_REPORT_EVERY", 5)
+        train(tmp_path, "tiny", minutes=0.06, device="cpu", workers=0)
+        first = torch.load(tmp_path / CHECKPOINT, weights_only=True)["progress"]
+        train(tmp_path, "tiny", minutes=0.1, device="cpu", workers=0)
+        second = torch.load(tmp_path / CHECKPOINT, weights_only=True)["progress"]
+        assert 3.6 <= first["seconds"] < second["seconds"]
+        assert first["step"] < second["step"]
+        assert first["images"] < second["images"]
+        log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        assert losses[-1] < losses[0]
+        assert [entry["validation"] for entry in log if "validation" in entry] == [{"general": 0.5}] * 2
+        assert "training" in capsys.readouterr().err
+
+    def test_the_learning_rate_warms_up_stays_and_cools_down(self):
+        recipe = RECIPES["cpu"]
+        assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.rate / recipe.warmup_steps)
+        assert learning_rate(recipe, 5000, 0.5) == recipe.rate
+        assert learning_rate(recipe, 9000, 1 - recipe.cooldown / 2) == pytest.approx(recipe.rate / 2)
+        assert 0 < learning_rate(recipe, 9999, 1.0) < 0.05 * recipe.rate
+
+    def test_every_weight_has_exactly_one_optimizer(self, network):
+        groups = [
+            weight for optimizer in make_optimizers(network, TINY) for weight in optimizer.param_groups[0]["params"]
+        ]
+        assert len(groups) == len({id(weight) for weight in groups}) == len(list(network.parameters()))
+
+    def test_batches_come_from_the_training_split_in_the_size_of_the_phase(self, tokenizer_folder, monkeypatch):
+        drawn = []
+        original = synthetic.sample
+
+        def recorded(family, split, index, **options):
+            drawn.append(split)
+            return original(family, split, index, **options)
+
+        monkeypatch.setattr(synthetic, "sample", recorded)
+        progress = torch.zeros(1)
+        batches = iter(Stream(TINY, tokenizer_folder, progress, seed=1))
+        small = next(batches)
+        progress[0] = 1.0
+        large = next(batches)
+        assert set(drawn) == {"train"}
+        for batch, (fewest, most) in ((small, (36, 49)), (large, (49, 64))):
+            cells = batch.images.shape[1] * batch.images.shape[2] / 28**2
+            assert fewest * 0.6 <= cells <= most * 1.1
+
+    @pytest.mark.parametrize("phase", RECIPES["cpu"].phases + RECIPES["gpu"].phases)
+    def test_sizes_stay_below_what_a_phase_allows(self, phase):
+        rng = Random(0)
+        for _ in range(300):
+            columns, rows = draw_cells(rng, phase)
+            assert 0.5 * phase.tokens[0] <= columns * rows <= 1.11 * phase.tokens[1]
+
+
+class TestExport:
+    def test_a_checkpoint_becomes_a_folder_that_stock_classes_and_ours_load(self, tmp_path, monkeypatch, network):
+        monkeypatch.setitem(RECIPES, "tiny", TINY)
+        run, out = tmp_path / "run", tmp_path / "model"
+        save_tokenizer(run)
+        torch.save({"network": network.state_dict()}, run / CHECKPOINT)
+        export(run, out, "tiny")
+        model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
+        kept = network.model.model.language_model.layers[0].mlp.up_proj.weight
+        assert torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, kept.half().float())
+        assert AutoImageProcessor.from_pretrained(out).size["longest_edge"] == 2560 * 784
+        assert AutoTokenizer.from_pretrained(out).eos_token == "<|im_end|>"
+        assert load_model(str(out), device="cpu").name == "model"
+
+
+class TestEvaluation:
+    def test_shares_of_families_and_bands_add_up(self, tmp_path, tokenizer_folder, network):
+        network.model.save_pretrained(tmp_path)
+        save_tokenizer(tmp_path)
+        table = summary(evaluate(tmp_path, "validation", 1, [(64, 70), (72, 80)], "cpu"))
+        assert set(table) == {*synthetic.FAMILIES, "all"}
+        assert table["all"]["all"].questions == sum(table[family]["all"].questions for family in synthetic.FAMILIES)
+        assert table["all"]["all"].questions == sum(table["all"][band].questions for band in ("64 to 70", "72 to 80"))
+        assert 0 <= table["all"]["all"].low <= table["all"]["all"].value <= table["all"]["all"].high <= 1
+
+
+def stock_logits(
+    model: torch.nn.Module, folder: Path, sample: synthetic.Sample, question: synthetic.Question
+) -> torch.Tensor:
+    """Scores of one question's answer tokens by `forward` of the stock classes."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(DEMO_FOLDER, size={"shortest_edge": 784, "longest_edge": 10**7})
+    pixels = processor(images=[sample.image], return_tensors="pt")
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    count = int(pixels["image_grid_thw"].prod()) // 4
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * count) + question.answer + "<|im_end|>"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **pixels).logits[0]
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    length = len(own.encode(question.answer, add_special_tokens=False).ids) + 1
+    return logits[-length - 1 : -1]
