@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from bench.demo_model.dense import dense_sample
 from bench.demo_model.network import Batch
 from bench.demo_model.recipe import Phase, Recipe
 from bench.demo_model.tokenizer import SYSTEM
@@ -36,6 +37,7 @@ MARK_CLASSES = 80
 
 _RESIZED_SHARE = 0.2
 _WHOLE_WINDOWS_SHARE = 0.6
+_DENSE_SHARE = 0.6
 _FAR = 2**40
 
 
@@ -146,13 +148,16 @@ class Stream(IterableDataset[Batch]):
     def _batch(self, collator: Collator, rng: Random) -> Batch:
         phase = self.recipe.phase(float(self.progress))
         columns, rows = draw_cells(rng, phase)
-        text = 20 + 18 * self.recipe.questions
+        text = 0 if phase.cells_only else 20 + 18 * self.recipe.questions
         count = max(1, self.recipe.batch_tokens // (columns * rows + text))
         families = list(synthetic.FAMILIES)
-        samples = [
-            render(rng.choice(families), "train", rng.randrange(_FAR), columns, rows, rng, phase.crowd)
-            for _ in range(count)
-        ]
+        samples = []
+        for _ in range(count):
+            if phase.cells_only and rng.random() < _DENSE_SHARE:
+                samples.append(dense_sample(columns * CELL, rows * CELL, rng))
+            else:
+                family, index = rng.choice(families), rng.randrange(_FAR)
+                samples.append(render(family, "train", index, columns, rows, rng, phase.crowd))
         asked = [rng.sample(one.questions, min(len(one.questions), self.recipe.questions)) for one in samples]
         return collator.batch(samples, asked)
 

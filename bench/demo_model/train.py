@@ -7,6 +7,7 @@ up, so that a recipe fits any machine.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -148,22 +149,32 @@ class _Run:
         self.share = share
         self.device = device
         self.saved_at = progress.seconds
+        self.stopping = False
         self.recent: list[tuple[float, float, float]] = []
 
     def go(self, batches: Iterator[Batch]) -> None:
+        """Trains until the time is used up, or SIGINT or SIGTERM asks to stop; either way a checkpoint is kept."""
+        handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=round(self.budget), initial=round(self.progress.seconds), unit="s", desc="training")
-        while self.progress.seconds < self.budget:
-            started = time.perf_counter()
-            self.step(next(batches))
-            self.progress.seconds += time.perf_counter() - started
-            self.share[0] = min(1.0, self.progress.seconds / self.budget)
-            bar.update(round(self.progress.seconds) - bar.n)
-            if self.progress.step % _REPORT_EVERY == 0:
-                bar.set_postfix_str(self.report())
-            if self.progress.seconds - self.saved_at > _CHECKPOINT_EVERY:
-                self.save()
-        bar.close()
+        try:
+            while self.progress.seconds < self.budget and not self.stopping:
+                started = time.perf_counter()
+                self.step(next(batches))
+                self.progress.seconds += time.perf_counter() - started
+                self.share[0] = min(1.0, self.progress.seconds / self.budget)
+                bar.update(round(self.progress.seconds) - bar.n)
+                if self.progress.step % _REPORT_EVERY == 0:
+                    bar.set_postfix_str(self.report())
+                if self.progress.seconds - self.saved_at > _CHECKPOINT_EVERY:
+                    self.save()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            bar.close()
         self.save()
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self.stopping = True
 
     def step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
@@ -173,7 +184,7 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = scale * rate
         answer_loss, cell_loss, right = losses(self.network, batch, self.recipe.phase(share).cells_only)
-        weight = 1.0 if share < 0.5 else 0.3
+        weight = 1.0 if share < 0.6 else 0.3
         (answer_loss + weight * _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimizer in self.optimizers:

@@ -83,6 +83,7 @@ def test_the_stack_benchmark_runs_pruned_and_unpruned_and_measures_the_overhead(
     file = tmp_path / "stack.json"
     assert stack.main([*TINY_STACK, "--json", str(file)]) == 0, capsys.readouterr().err
     report = json.loads(file.read_text())
+    assert report["model"] == STARTER.name
     by_side = {row["side"]: row for row in report["rows"]}
     assert by_side["pruned"]["token_reduction"] > 0.3
     assert by_side["unpruned"]["token_reduction"] == 0.0

@@ -1,4 +1,4 @@
-"""Calibration: the search on plain values, the progress file, and real runs on the demo model."""
+"""Calibration: the search on plain values, the progress file, and real runs on the starter model."""
 
 import builtins
 import itertools
@@ -25,10 +25,11 @@ from erase.calibration.search import (
     suggest,
 )
 from erase.methods.base import Architecture
-from erase.models.loading import DEMO_FOLDER, load_model
+from erase.models.loading import load_model
 from erase.models.prompt import prepare_images
 from erase.pictures import open_picture
 from erase.records import Record, load_records
+from tests.starter import STARTER
 
 PAPER = Search()
 SHORT = Search(iterations=7, initial=4, bins=2)
@@ -45,12 +46,12 @@ images = st.lists(st.builds(ImageStats, st.integers(1, 2000), complexities), min
 
 @pytest.fixture(scope="module")
 def demo():
-    return load_model(device="cpu", dtype="float32")
+    return load_model(str(STARTER), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return load_records(DEMO_FOLDER / "samples")
+    return load_records(STARTER / "samples")
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ class TestProgressFile:
             ProgressFile(path, self.IDENTITY)
 
 
-class TestOnTheDemoModel:
+class TestOnTheStarterModel:
     def tried(self, out):
         lines = [json.loads(line) for line in run.progress_path(out).read_text().splitlines()]
         return [line for line in lines if "point" in line]

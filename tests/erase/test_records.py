@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from erase.errors import InputError
-from erase.models.loading import DEMO_FOLDER
 from erase.records import Record, load_records
+from tests.starter import STARTER
 
 GOOD = {"image": "a.png", "question": "what is page ?", "answer": "12"}
 
@@ -56,10 +56,10 @@ def test_any_single_file_of_json_lines_will_do(folder):
 
 
 def test_a_list_of_turns_gives_a_record_for_each():
-    records = load_records(DEMO_FOLDER / "samples")
+    records = load_records(STARTER / "samples")
     assert len(records) == 24
     assert records[4] == Record(
-        "samples.json:19/2", (DEMO_FOLDER / "samples" / "sample-1.png",), "what color is the square ?", ("purple",)
+        "samples.json:19/2", (STARTER / "samples" / "sample-1.png",), "what color is the square ?", ("purple",)
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import redis
 from PIL import Image
 
-from erase.models.loading import DEMO_FOLDER
+from tests.starter import STARTER
 from worker import ledger
 from worker.contract import (
     GenerationOptions,
@@ -62,7 +62,7 @@ def reference(data: bytes, kind: Format = "PNG", size: tuple[int, int] | None = 
 
 @dataclass(frozen=True)
 class Sample:
-    """A bundled picture, a question about it, and what the demo model answers."""
+    """A picture, a question about it, and what the starter model answers."""
 
     data: bytes
     question: str
@@ -70,10 +70,10 @@ class Sample:
 
 
 def sample(number: int, turn: int) -> Sample:
-    """One of the demo model's own samples."""
-    entry = json.loads((DEMO_FOLDER / "samples" / "samples.json").read_text())[number]
+    """One of the starter model's own samples."""
+    entry = json.loads((STARTER / "samples" / "samples.json").read_text())[number]
     asked = entry["turns"][turn]
-    return Sample((DEMO_FOLDER / "samples" / entry["image"]).read_bytes(), asked["question"], asked["answer"])
+    return Sample((STARTER / "samples" / entry["image"]).read_bytes(), asked["question"], asked["answer"])
 
 
 def accept(

@@ -1,4 +1,4 @@
-"""One job from wake-up to outcome, with the real engine, the bundled model and a real Redis, but without Celery."""
+"""One job from wake-up to outcome, with the real engine, the starter model and a real Redis, but without Celery."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from erase.engine import Engine, EngineLimits
 from erase.models.loading import LoadedModel, load_model
+from tests.starter import STARTER
 from tests.worker.helpers import (
     accept,
     encoded,
@@ -122,7 +123,7 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model()
+    return load_model(str(STARTER))
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def assert_told_once(client: redis.Redis, job_id: str = "job_1") -> None:
 
 def frozen(loaded: LoadedModel, **changes: Any) -> Plan:
     unpruned = Plan(
-        model="demo",
+        model=loaded.name,
         model_revision=loaded.revision,
         policy="none",
         policy_settings=None,
@@ -215,7 +216,7 @@ class TestAnswers:
         assert state(worker.client) is JobState.SUCCEEDED
         answer = answered(worker.client)
         assert answer.answer == SAMPLE.answer
-        assert (answer.id, answer.finish_reason, answer.model) == ("job_1", "stop", "demo")
+        assert (answer.id, answer.finish_reason, answer.model) == ("job_1", "stop", "starter-model")
         assert_told_once(worker.client)
         assert worker.became("succeeded") == 1
 
@@ -280,7 +281,7 @@ class TestProblems:
         assert problem_type(worker.client) == "unknown-policy"
         problem = outcome(worker.client).problem
         assert problem is not None
-        assert "demo" in problem.detail
+        assert "starter-model" in problem.detail
         assert worker.became("failed") == 1
 
     def test_a_lost_image_fails_the_job(self, worker: Worker) -> None:

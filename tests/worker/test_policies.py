@@ -12,8 +12,9 @@ from erase import BinnedPolicy, BudgetPolicy, PolicyError, load_policy, preset, 
 from erase.methods import BudgetMethod
 from erase.methods.none import NoPruning
 from erase.models import SUPPORTED, VisionLanguageAdapter
-from erase.models.loading import DEMO_FOLDER, LoadedModel, load_model
+from erase.models.loading import LoadedModel, load_model
 from erase.policy import policy_from_dict
+from tests.starter import STARTER
 from worker.contract import GenerationOptions, JobRequest, Plan, PruningOptions
 from worker.errors import UnknownPolicyError
 from worker.policies import PolicyBook, method_of, policy_book
@@ -21,14 +22,14 @@ from worker.settings import Settings
 
 PRESET = "qwen2.5-vl-7b"
 BUDGET = "qwen2.5-vl-7b-budget"
-KNOWN = ", ".join(["demo", *preset_names()])
-OWN = load_policy(DEMO_FOLDER / "erase_policy.json")
+KNOWN = ", ".join(sorted(["starter-model", *preset_names()]))
+OWN = load_policy(STARTER / "erase_policy.json")
 MINE = BinnedPolicy(thresholds=(1.0,), stage1_retention=(0.9, 0.8), final_retention=0.3)
 
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model()
+    return load_model(str(STARTER))
 
 
 def request(seed: int | None = None, **pruning: Any) -> JobRequest:
@@ -42,8 +43,8 @@ def book(loaded: LoadedModel, **settings: Any) -> PolicyBook:
 
 class TestBook:
     def test_auto_is_the_models_own_policy(self, loaded: LoadedModel) -> None:
-        assert book(loaded).default == "demo"
-        assert book(loaded).policies["demo"] == OWN
+        assert book(loaded).default == "starter-model"
+        assert book(loaded).policies["starter-model"] == OWN
 
     def test_auto_without_an_own_policy_is_the_architectures_preset(self, loaded: LoadedModel) -> None:
         made = book(replace(loaded, policy_file=None, name="some-model"))
@@ -68,16 +69,16 @@ class TestBook:
     def test_none_prunes_nothing_by_default_but_keeps_the_names(self, loaded: LoadedModel) -> None:
         made = book(loaded, policy="none")
         assert made.plan(request(), loaded).policy_settings is None
-        assert made.plan(request(policy="demo"), loaded).policy == "demo"
+        assert made.plan(request(policy="starter-model"), loaded).policy == "starter-model"
 
     def test_a_file_is_known_by_its_name_without_the_ending(self, loaded: LoadedModel, tmp_path: Path) -> None:
         save_policy(MINE, tmp_path / "mine.json")
         made = book(loaded, policy=str(tmp_path / "mine.json"))
         assert made.default == "mine"
         assert made.policies["mine"] == MINE
-        assert made.names == tuple(sorted(["demo", "mine", *preset_names()]))
+        assert made.names == tuple(sorted(["starter-model", "mine", *preset_names()]))
 
-    @pytest.mark.parametrize("name", ["none", "demo", PRESET, BUDGET])
+    @pytest.mark.parametrize("name", ["none", "starter-model", PRESET, BUDGET])
     def test_a_file_may_not_take_another_policys_name(self, loaded: LoadedModel, tmp_path: Path, name: str) -> None:
         save_policy(MINE, tmp_path / f"{name}.json")
         with pytest.raises(PolicyError, match=r"ERASE_POLICY=.*rename the file"):
@@ -94,7 +95,7 @@ class TestBook:
 
     def test_a_deployments_retention_turns_the_default_only(self, loaded: LoadedModel) -> None:
         made = book(loaded, retention=0.1)
-        assert made.policies["demo"].final_retention == 0.1
+        assert made.policies["starter-model"].final_retention == 0.1
         assert made.policies[PRESET] == preset(PRESET)
 
     def test_a_deployments_retention_turns_a_budget_too(self, loaded: LoadedModel) -> None:
@@ -104,12 +105,14 @@ class TestBook:
 class TestPlan:
     def test_without_a_wish_the_default_holds(self, loaded: LoadedModel) -> None:
         plan = book(loaded).plan(request(), loaded)
-        assert (plan.policy, plan.retention) == ("demo", OWN.final_retention)
+        assert (plan.policy, plan.retention) == ("starter-model", OWN.final_retention)
         assert (plan.model, plan.model_revision) == (loaded.name, loaded.revision)
         assert plan.policy_settings is not None
         assert policy_from_dict(plan.policy_settings) == OWN
 
-    @pytest.mark.parametrize("wish", [{"method": "none"}, {"policy": "none"}, {"method": "none", "policy": "demo"}])
+    @pytest.mark.parametrize(
+        "wish", [{"method": "none"}, {"policy": "none"}, {"method": "none", "policy": "starter-model"}]
+    )
     def test_none_is_no_pruning_however_it_is_said(self, loaded: LoadedModel, wish: dict[str, Any]) -> None:
         plan = book(loaded).plan(request(**wish), loaded)
         assert (plan.policy, plan.policy_settings, plan.retention) == ("none", None, None)

@@ -7,7 +7,7 @@ from engine_cases import again, alone, ask, collect, results, running, stock_inp
 import erase
 from erase import load_policy
 from erase.methods import method_for
-from erase.models.loading import DEMO_FOLDER
+from tests.starter import STARTER
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
 
@@ -30,7 +30,7 @@ def test_unpruned_prompts_of_other_shapes_are_answered_like_stock_generate(endle
     assert answer.tokens == tuple(stock[0, inputs["input_ids"].shape[1] :].tolist())
 
 
-def test_the_bundled_policy_answers_every_bundled_sample_right(demo, samples, pruned):
+def test_the_models_own_policy_answers_every_sample_right(demo, samples, pruned):
     with running(demo) as engine:
         answers = results(engine, [ask(demo, s.question, [s.image], method=pruned) for s in samples])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples]
@@ -39,7 +39,7 @@ def test_the_bundled_policy_answers_every_bundled_sample_right(demo, samples, pr
 
 @pytest.mark.parametrize(
     "policy",
-    [load_policy(DEMO_FOLDER / "erase_policy.json"), erase.BudgetPolicy(0.3), erase.BudgetPolicy(0.02), None],
+    [load_policy(STARTER / "erase_policy.json"), erase.BudgetPolicy(0.3), erase.BudgetPolicy(0.02), None],
     ids=["revision 1", "revision 2", "spent budget", "none"],
 )
 def test_the_engine_and_pruning_keep_and_say_the_same(demo, samples, policy):
@@ -119,7 +119,7 @@ def test_the_score_of_a_given_answer_is_its_log_likelihood_under_the_stock_model
 
 
 def test_the_score_under_pruning_is_that_of_the_pruned_run(endless, samples, pruned):
-    policy = load_policy(DEMO_FOLDER / "erase_policy.json")
+    policy = load_policy(STARTER / "erase_policy.json")
     sample = samples[1]
     inputs = stock_inputs_for(endless, sample.question, [sample.image])
     with erase.pruning(endless.model, policy, endless.image_processor):

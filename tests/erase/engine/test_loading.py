@@ -11,6 +11,7 @@ from transformers import Qwen2VLImageProcessorPil
 from erase.errors import UnsupportedError
 from erase.models import loading
 from erase.models.loading import DEMO_FOLDER, ModelLoadError, fingerprint, load_model
+from tests.starter import STARTER
 
 pytestmark = pytest.mark.usefixtures("_offline")
 
@@ -22,9 +23,9 @@ def _offline(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the demo model to spoil."""
+    """A copy of the starter model to spoil."""
     copy = tmp_path / "model"
-    shutil.copytree(DEMO_FOLDER, copy, ignore=shutil.ignore_patterns("samples"))
+    shutil.copytree(STARTER, copy, ignore=shutil.ignore_patterns("samples"))
     return copy
 
 
@@ -34,14 +35,22 @@ def change_weights(folder, change):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_the_demo_model_loads_ready_to_run(demo):
-    assert (demo.name, demo.dtype, demo.device.type) == ("demo", torch.float32, "cpu")
+def test_a_model_loads_ready_to_run(demo):
+    assert (demo.name, demo.dtype, demo.device.type) == ("starter-model", torch.float32, "cpu")
     assert not demo.model.training
     assert not any(weight.requires_grad for weight in demo.model.parameters())
     assert demo.eos_tokens == {2}
     assert demo.context_length == 4096
-    assert demo.revision == fingerprint(DEMO_FOLDER)
-    assert demo.policy_file == DEMO_FOLDER / "erase_policy.json"
+    assert demo.revision == fingerprint(STARTER)
+    assert demo.policy_file == STARTER / "erase_policy.json"
+
+
+def test_without_a_source_it_is_the_bundled_model_under_the_name_demo():
+    bundled = load_model(device="cpu", dtype="float32")
+    assert (bundled.name, bundled.dtype, bundled.device.type) == ("demo", torch.float32, "cpu")
+    assert bundled.eos_tokens
+    assert bundled.revision == fingerprint(DEMO_FOLDER)
+    assert bundled.policy_file == DEMO_FOLDER / "erase_policy.json"
 
 
 def test_images_are_resized_by_pillow_on_every_machine(demo):
@@ -86,7 +95,7 @@ def test_what_is_no_folder_and_no_pinned_hub_model_is_refused(source, revision, 
 )
 def test_unusable_devices_and_types_are_refused(settings, message):
     with pytest.raises(ModelLoadError, match=message):
-        load_model(**settings)
+        load_model(str(STARTER), **settings)
 
 
 def test_weights_as_pickle_are_refused(folder):

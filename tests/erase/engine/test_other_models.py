@@ -13,8 +13,9 @@ from PIL import Image
 import erase
 from erase.engine import SamplingParams, Sequence
 from erase.methods import method_for
-from erase.models.loading import DEMO_FOLDER, LoadedModel, load_model
+from erase.models.loading import LoadedModel, load_model
 from erase.models.prompt import generate_inputs, prepare_images, prepare_prompt
+from tests.starter import STARTER
 
 IDS = {"image_token_id": 4, "vision_start_token_id": 3, "vision_end_token_id": 5, "video_token_id": 127}
 QUESTION = "what is page ?"
@@ -26,10 +27,10 @@ POLICIES = {
 
 
 def save_model(folder: Path, model) -> None:
-    """A model's folder with the demo's tokenizer."""
+    """A model's folder with the starter model's tokenizer."""
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
-        shutil.copy(DEMO_FOLDER / name, folder / name)
+        shutil.copy(STARTER / name, folder / name)
 
 
 def change(file: Path, **values: object) -> None:
@@ -85,7 +86,7 @@ def loaded(request) -> LoadedModel:
 
 @pytest.fixture
 def pictures() -> list[Image.Image]:
-    samples = [Image.open(DEMO_FOLDER / "samples" / f"sample-{number}.png") for number in (0, 3)]
+    samples = [Image.open(STARTER / "samples" / f"sample-{number}.png") for number in (0, 3)]
     return [samples[0], samples[1].resize((300, 120))]
 
 
