@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
-
-IMAGE = "sample-3.png"
-QUESTION = "what is page ?"
 
 
 def samples_folder() -> Path:
@@ -20,13 +18,21 @@ def samples_folder() -> Path:
     return Path(spec.origin).parent / "demo" / "samples"
 
 
+def first_sample() -> tuple[Path, str]:
+    """The image and the question that `samples.json` begins with."""
+    folder = samples_folder()
+    samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    first = next(sample for sample in samples if sample["turns"])
+    return folder / first["image"], first["turns"][0]["question"]
+
+
 def ask_sample(client: httpx.Client) -> dict[str, Any]:
     """Ask the bundled question; the answer object. Raises `httpx.HTTPError` when there is none."""
-    image = samples_folder() / IMAGE
+    image, question = first_sample()
     reply = client.post(
         "/v1/ask",
         files={"image": (image.name, image.read_bytes(), "image/png")},
-        data={"prompt": QUESTION},
+        data={"prompt": question},
         timeout=120,
     )
     reply.raise_for_status()
@@ -36,10 +42,11 @@ def ask_sample(client: httpx.Client) -> dict[str, Any]:
 
 def describe(answer: dict[str, Any]) -> str:
     """The answer with what pruning saved, for the terminal."""
+    image, question = first_sample()
     tokens, times = answer["usage"]["vision_tokens"], answer["timings_ms"]
     phases = ", ".join(f"{name} {times[name]:.0f}" for name in ("queue", "preprocess", "encode", "prefill", "decode"))
     return f"""
-  question         {QUESTION}  ({IMAGE})
+  question         {question}  ({image.name})
   answer           {answer["answer"]}
   vision tokens    {tokens["input"]} in, {tokens["after_stage1"]} after stage 1, {tokens["kept"]} kept
   token reduction  {answer["usage"]["token_reduction"]:.0%} averaged over layers (policy {answer["pruning"]["policy"]})

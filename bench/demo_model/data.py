@@ -33,7 +33,11 @@ _CLASSES = [
     *(("icon", name) for name in icons.NAMES),
 ]
 _CLASS_OF = {key: number for number, key in enumerate(_CLASSES)}
-MARK_CLASSES = 80
+THIRDS = 3
+# Room for a few more kinds; each may have its centre in the left, middle or right third of a cell, which tells the
+# order of characters.
+KINDS = 80
+MARK_CLASSES = THIRDS * KINDS
 
 _RESIZED_SHARE = 0.2
 _WHOLE_WINDOWS_SHARE = 0.6
@@ -212,7 +216,8 @@ def _marks(marks: Sequence[Sequence[Mark]], columns: int, rows: int) -> Tensor:
             x, y = mark.box.centre
             column, row = int(x // CELL), int(y // CELL)
             if number is not None and 0 <= column < columns and 0 <= row < rows:
-                found.append((image, row * columns + column, number))
+                third = int(x % CELL * THIRDS / CELL)
+                found.append((image, row * columns + column, third * KINDS + number))
     return torch.tensor(found, dtype=torch.long).view(-1, 3)
 
 

@@ -30,6 +30,7 @@ from bench.demo_model.validate import validate
 CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
 _ADAMW_SCALE = 0.5
+_SLOW = 0.15
 _CHECKPOINT_EVERY = 600.0
 _REPORT_EVERY = 20
 
@@ -93,15 +94,25 @@ def build(recipe: Recipe, tokenizer_folder: Path) -> TrainingNetwork:
 
 
 def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, the first and the last layer."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, the first and the last layer.
+
+    `scale` of a group multiplies the learning rate; the vision encoder below its merger is a group of its own.
+    """
+    groups: dict[tuple[bool, bool], list[Tensor]] = {(a, b): [] for a in (True, False) for b in (True, False)}
     for name, weight in network.named_parameters():
         inside = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
-        (matrices if inside else others).append(weight)
+        groups[inside, ".blocks." in name or ".patch_embed." in name].append(weight)
+
+    def grouped(inside: bool, scale: float) -> list[dict[str, Any]]:
+        return [{"params": groups[inside, vision], "scale": scale, "vision": vision} for vision in (False, True)]
+
     return [
-        torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=_ADAMW_SCALE * recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay),
+        torch.optim.Muon(
+            grouped(True, 1.0), lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(
+            grouped(False, _ADAMW_SCALE), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        ),
     ]
 
 
@@ -180,10 +191,13 @@ class _Run:
         batch = batch.to(self.device)
         share = float(self.share)
         rate = learning_rate(self.recipe, self.progress.step, share)
-        for optimizer, scale in zip(self.optimizers, (1.0, _ADAMW_SCALE), strict=True):
+        phase = self.recipe.phase(share)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = scale * rate
-        answer_loss, cell_loss, right = losses(self.network, batch, self.recipe.phase(share).cells_only)
+                # What the encoder has learned alone, the first, wrong questions would undo.
+                slow = _SLOW if group["vision"] and not phase.cells_only else 1.0
+                group["lr"] = rate * group["scale"] * slow
+        answer_loss, cell_loss, right = losses(self.network, batch, phase.cells_only)
         weight = 1.0 if share < 0.6 else 0.3
         (answer_loss + weight * _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -179,10 +179,13 @@ class TestTraining:
         assert 0 < learning_rate(recipe, 9999, 1.0) < 0.05 * recipe.rate
 
     def test_every_weight_has_exactly_one_optimizer(self, network):
-        groups = [
-            weight for optimizer in make_optimizers(network, TINY) for weight in optimizer.param_groups[0]["params"]
+        moved = [
+            weight
+            for optimizer in make_optimizers(network, TINY)
+            for group in optimizer.param_groups
+            for weight in group["params"]
         ]
-        assert len(groups) == len({id(weight) for weight in groups}) == len(list(network.parameters()))
+        assert len(moved) == len({id(weight) for weight in moved}) == len(list(network.parameters()))
 
     def test_batches_come_from_the_training_split_in_the_size_of_the_phase(self, tokenizer_folder, monkeypatch):
         drawn = []

@@ -1,4 +1,4 @@
-"""The command line, run for real on the demo model."""
+"""The command line, run for real: on the starter model, whose figures are known, and on the bundled one."""
 
 import json
 import os
@@ -24,8 +24,10 @@ from erase.cli import maps
 from erase.models import loading
 from erase.models.loading import DEMO_FOLDER, load_model
 from erase.overlay import LEGEND_HEIGHT, Fate, fates, overlay
+from tests.starter import STARTER
 
-SAMPLES = DEMO_FOLDER / "samples"
+ON_STARTER = ("--model", STARTER)
+SAMPLES = STARTER / "samples"
 PAGE, QUESTION = str(SAMPLES / "sample-3.png"), "what is page ?"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "command-line.md"
 K, S1, S2 = Fate.KEPT, Fate.DROPPED_BY_STAGE1, Fate.DROPPED_BY_STAGE2
@@ -44,10 +46,16 @@ def command(capsys):
 
 
 @pytest.fixture
+def starter(command):
+    """Runs a command on the starter model."""
+    return lambda name, *arguments: command(name, *ON_STARTER, *arguments)
+
+
+@pytest.fixture
 def folder(tmp_path):
-    """A copy of the demo model to change."""
+    """A copy of the starter model to change."""
     copy = tmp_path / "model"
-    shutil.copytree(DEMO_FOLDER, copy, ignore=shutil.ignore_patterns("samples"))
+    shutil.copytree(STARTER, copy, ignore=shutil.ignore_patterns("samples"))
     return copy
 
 
@@ -64,8 +72,8 @@ def as_json(result):
 
 
 class TestAsk:
-    def test_the_answer_goes_to_standard_output_and_the_figures_to_standard_error(self, command):
-        code, out, err = command("ask", PAGE, QUESTION)
+    def test_the_answer_goes_to_standard_output_and_the_figures_to_standard_error(self, starter):
+        code, out, err = starter("ask", PAGE, QUESTION)
         assert (code, out) == (0, "2389\n")
         assert "64 in, 38 after stage 1, 25 kept" in err
         assert "31.5 vision tokens" in err
@@ -74,9 +82,9 @@ class TestAsk:
         assert re.search(r"time +\d+ ms, of these prepare \d+, encode \d+, prefill \d+, decode \d+", err)
         assert "Loading weights" not in err
 
-    def test_json_has_everything_under_the_names_of_the_service(self, command):
-        answer = as_json(command("ask", PAGE, QUESTION, "--json"))
-        assert (answer["model"], answer["policy"], answer["answer"]) == ("demo", "demo", "2389")
+    def test_json_has_everything_under_the_names_of_the_service(self, starter):
+        answer = as_json(starter("ask", PAGE, QUESTION, "--json"))
+        assert (answer["model"], answer["policy"], answer["answer"]) == ("starter-model", "starter-model", "2389")
         assert answer["finish_reason"] == "stop"
         assert answer["vision_tokens"] == {"input": 64, "after_stage1": 38, "kept": 25, "layer_average": 31.5}
         assert answer["retention"] == {
@@ -91,35 +99,41 @@ class TestAsk:
         assert 0 < flops["saved"] == round(1 - flops["pruned"] / flops["unpruned"], 4) < 1
         assert answer["times_ms"]["total"] >= answer["times_ms"]["prefill"] > 0
 
-    def test_without_pruning_everything_is_kept(self, command):
-        answer = as_json(command("ask", PAGE, QUESTION, "--policy", "none", "--json"))
+    def test_without_pruning_everything_is_kept(self, starter):
+        answer = as_json(starter("ask", PAGE, QUESTION, "--policy", "none", "--json"))
         assert answer["answer"] == "2389"
         assert answer["vision_tokens"] == {"input": 64, "after_stage1": 64, "kept": 64, "layer_average": 64.0}
         assert answer["retention"]["requested"] is None
         assert answer["prefill_flops"]["saved"] == 0
-        assert "1.00 final, 1.00 averaged over layers" in command("ask", PAGE, QUESTION, "--policy", "none")[2]
+        assert "1.00 final, 1.00 averaged over layers" in starter("ask", PAGE, QUESTION, "--policy", "none")[2]
 
-    def test_a_budget_is_reported_over_layers(self, command):
+    def test_a_budget_is_reported_over_layers(self, starter):
         arguments = ("ask", PAGE, QUESTION, "--policy", "qwen2.5-vl-7b-budget", "--retention", "0.5")
         assert re.search(
-            r"asked for 0\.50, reached 0\.\d\d averaged over layers; 0\.\d\d final", command(*arguments)[2]
+            r"asked for 0\.50, reached 0\.\d\d averaged over layers; 0\.\d\d final", starter(*arguments)[2]
         )
-        retention = as_json(command(*arguments, "--json"))["retention"]
+        retention = as_json(starter(*arguments, "--json"))["retention"]
         assert retention["measure"] == "layer_average"
         assert retention["achieved"] == retention["layer_average"]
 
-    def test_several_images_come_before_the_question(self, command):
-        answer = as_json(command("ask", PAGE, SAMPLES / "sample-0.png", "what is speed ?", "--json"))
+    def test_several_images_come_before_the_question(self, starter):
+        answer = as_json(starter("ask", PAGE, SAMPLES / "sample-0.png", "what is speed ?", "--json"))
         assert answer["vision_tokens"]["input"] == 64 + 36
 
-    def test_options_may_stand_anywhere(self, command):
+    def test_options_may_stand_anywhere(self, starter):
         first, second = PAGE, SAMPLES / "sample-0.png"
-        one = command("ask", "--policy", "none", first, "--json", second, "--max-tokens", "3", QUESTION)
+        one = starter("ask", "--policy", "none", first, "--json", second, "--max-tokens", "3", QUESTION)
         assert as_json(one)["vision_tokens"]["kept"] == 64 + 36
 
-    def test_max_tokens_ends_an_answer(self, command):
-        answer = as_json(command("ask", PAGE, QUESTION, "--max-tokens", "2", "--json"))
+    def test_max_tokens_ends_an_answer(self, starter):
+        answer = as_json(starter("ask", PAGE, QUESTION, "--max-tokens", "2", "--json"))
         assert (answer["answer"], answer["finish_reason"]) == ("23", "length")
+
+    def test_the_bundled_model_is_the_default_and_answers_its_samples(self, command):
+        sample = json.loads((DEMO_FOLDER / "samples" / "samples.json").read_text())[0]
+        image, turn = DEMO_FOLDER / "samples" / sample["image"], sample["turns"][0]
+        answer = as_json(command("ask", image, turn["question"], "--json"))
+        assert (answer["model"], answer["policy"], answer["answer"]) == ("demo", "demo", turn["answer"])
 
 
 class TestPolicies:
@@ -133,17 +147,17 @@ class TestPolicies:
         (folder / "erase_policy.json").unlink()
         assert self.policy_of(command, "--model", folder) == ("qwen2.5-vl-7b", 0.25)
 
-    def test_presets_and_files_are_taken_by_name_and_the_dial_turns_them(self, command, tmp_path):
-        assert self.policy_of(command, "--policy", "qwen3-vl-8b") == ("qwen3-vl-8b", 0.25)
+    def test_presets_and_files_are_taken_by_name_and_the_dial_turns_them(self, starter, tmp_path):
+        assert self.policy_of(starter, "--policy", "qwen3-vl-8b") == ("qwen3-vl-8b", 0.25)
         file = tmp_path / "own.json"
         erase.save_policy(erase.BudgetPolicy(0.7), file)
-        assert self.policy_of(command, "--policy", file) == (str(file), 0.7)
-        assert self.policy_of(command, "--policy", file, "--retention", "0.6") == (str(file), 0.6)
+        assert self.policy_of(starter, "--policy", file) == (str(file), 0.7)
+        assert self.policy_of(starter, "--policy", file, "--retention", "0.6") == (str(file), 0.6)
 
 
 class TestInspect:
-    def test_without_a_question_the_image_is_described_and_no_weights_are_loaded(self, command, no_weights):
-        code, out, err = command("inspect", PAGE)
+    def test_without_a_question_the_image_is_described_and_no_weights_are_loaded(self, starter, no_weights):
+        code, out, err = starter("inspect", PAGE)
         assert (code, err) == (0, "")
         assert "224 x 224 pixels as the model sees it" in out
         assert "64 (8 x 8 cells of 28 pixels)" in out
@@ -160,8 +174,8 @@ class TestInspect:
         assert (code, err.count("\n")) == (1, 1)
         assert "cannot load the model" in err
 
-    def test_a_question_shows_the_answer_and_three_fates(self, command):
-        code, out, _ = command("inspect", PAGE, QUESTION)
+    def test_a_question_shows_the_answer_and_three_fates(self, starter):
+        code, out, _ = starter("inspect", PAGE, QUESTION)
         assert code == 0
         assert re.search(r"answer +2389", out)
         assert "█ kept  ▒ dropped by stage 2  · by stage 1" in out
@@ -169,22 +183,22 @@ class TestInspect:
         counted = {sign: sum(line.count(sign) for line in drawn) for sign in "█▒·"}
         assert counted == {"█": 2 * 25, "▒": 2 * 13, "·": 2 * 26}
 
-    def test_json_maps_agree_with_the_counts_and_with_a_run_of_the_engine(self, command):
-        seen = as_json(command("inspect", PAGE, QUESTION, "--json"))
+    def test_json_maps_agree_with_the_counts_and_with_a_run_of_the_engine(self, starter):
+        seen = as_json(starter("inspect", PAGE, QUESTION, "--json"))
         assert (seen["question"], seen["answer"], seen["bin"]) == (QUESTION, "2389", 2)
         assert seen["image"] == {"width": 224, "height": 224, "cell": 28}
         assert np.bincount(np.ravel(seen["pruning_map"])).tolist() == [26, 13, 25]
         assert np.shape(seen["entropy_map"]) == np.shape(seen["pruning_map"]) == (8, 8)
         assert np.max(seen["entropy_map"]) == seen["entropy"]["highest"]
-        without = as_json(command("inspect", PAGE, "--json"))
+        without = as_json(starter("inspect", PAGE, "--json"))
         assert (without["question"], without["answer"]) == (None, None)
         assert np.bincount(np.ravel(without["pruning_map"])).tolist() == [26, 0, 38]
         assert without["cuts"] == seen["cuts"]
         assert np.array_equal(np.array(without["pruning_map"]) == 0, np.array(seen["pruning_map"]) == 0)
 
-    def test_the_overlay_shows_dropped_cells_dark_or_tinted_and_kept_ones_clear(self, command, tmp_path):
+    def test_the_overlay_shows_dropped_cells_dark_or_tinted_and_kept_ones_clear(self, starter, tmp_path):
         path = tmp_path / "overlay.png"
-        seen = as_json(command("inspect", PAGE, "--overlay", path, QUESTION, "--json"))
+        seen = as_json(starter("inspect", PAGE, "--overlay", path, QUESTION, "--json"))
         picture = np.asarray(Image.open(path))
         assert picture.shape == (672 + LEGEND_HEIGHT, 672, 3)
         original = np.asarray(Image.open(PAGE).convert("RGB").resize((672, 672), Image.Resampling.LANCZOS))
@@ -200,8 +214,8 @@ class TestInspect:
                     assert (cell[..., 0] - cell[..., 2]).min() > 80
 
     @pytest.mark.parametrize("policy", ["none", "qwen2.5-vl-7b", "qwen2.5-vl-7b-budget"])
-    def test_it_runs_with_every_kind_of_policy(self, command, policy):
-        code, out, _ = command("inspect", SAMPLES / "sample-7.png", "--policy", policy, "what is total ?")
+    def test_it_runs_with_every_kind_of_policy(self, starter, policy):
+        code, out, _ = starter("inspect", SAMPLES / "sample-7.png", "--policy", policy, "what is total ?")
         assert code == 0
         assert ("bin" in out) == (policy == "qwen2.5-vl-7b")
 
@@ -283,27 +297,27 @@ class TestMaps:
 class TestCalibrate:
     SHORT = ("--iterations", 3, "--initial", 2, "--bins", 2, "--limit", 6)
 
-    def test_it_writes_a_policy_that_ask_takes(self, command, tmp_path):
+    def test_it_writes_a_policy_that_ask_takes(self, starter, tmp_path):
         out = tmp_path / "policy.json"
-        code, text, _ = command("calibrate", SAMPLES, "--out", out, "--final-retention", 0.5, *self.SHORT)
+        code, text, _ = starter("calibrate", SAMPLES, "--out", out, "--final-retention", 0.5, *self.SHORT)
         assert code == 0
         assert "6 of 6 answered right without pruning" in text
         assert "bin 2" in text
         assert erase.load_policy(out).final_retention == 0.5
-        assert as_json(command("ask", PAGE, QUESTION, "--policy", out, "--json"))["retention"]["requested"] == 0.5
+        assert as_json(starter("ask", PAGE, QUESTION, "--policy", out, "--json"))["retention"]["requested"] == 0.5
 
-    def test_it_resumes_and_restarts(self, command, tmp_path, monkeypatch):
+    def test_it_resumes_and_restarts(self, starter, tmp_path, monkeypatch):
         arguments = ("calibrate", SAMPLES, "--out", tmp_path / "policy.json", *self.SHORT, "--json")
-        first = as_json(command(*arguments))
+        first = as_json(starter(*arguments))
         asked = []
         ask = Examiner.ask
         monkeypatch.setattr(Examiner, "ask", lambda self, tasks: ask(self, [asked.append(t) or t for t in tasks]))
-        assert as_json(command(*arguments)) == first
+        assert as_json(starter(*arguments)) == first
         assert len(asked) == 6  # the final check alone
-        code, _, err = command(*arguments, "--seed", 1)
+        code, _, err = starter(*arguments, "--seed", 1)
         assert (code, err.count("\n")) == (1, 1)
         assert "other settings" in err
-        assert as_json(command(*arguments, "--seed", 1, "--restart"))["policy"] != first["policy"]
+        assert as_json(starter(*arguments, "--seed", 1, "--restart"))["policy"] != first["policy"]
 
 
 class TestFailures:
@@ -320,15 +334,15 @@ class TestFailures:
             (("ask", PAGE, "?", "--policy", PAGE), "is not JSON"),
             (("ask", PAGE, "?", "--retention", "0"), "must be above 0 and at most 1"),
             (("ask", PAGE, "?", "--max-tokens", "0"), "max_tokens must be at least 1"),
-            (("ask", PAGE, "page " * 5000), "but the context holds 4096"),
+            (("ask", PAGE, "page " * 5000, *ON_STARTER), "but the context holds 4096"),
             (("inspect", "nowhere.png"), "cannot read the image"),
             (("inspect", PAGE, "--overlay", "no/where.png"), "no/where.png: No such file"),
             (("inspect", PAGE, "--overlay", "/tmp/picture.unknown"), "cannot write a picture"),
             (("calibrate", "nowhere", "--out", "p.json"), "there is no folder nowhere"),
-            (("calibrate", SAMPLES, "--out", "no/where.json"), "No such file"),
+            (("calibrate", SAMPLES, "--out", "no/where.json", *ON_STARTER), "No such file"),
             (("calibrate", SAMPLES, "--out", "p.json", "--bins", "0"), "bins must be at least 1"),
             (("calibrate", SAMPLES, "--out", "p.json", "--limit", "0"), "--limit must be at least 1"),
-            (("calibrate", SAMPLES, "--out", "p.json", "--final-retention", "2"), "final_retention"),
+            (("calibrate", SAMPLES, "--out", "p.json", "--final-retention", "2", *ON_STARTER), "final_retention"),
         ],
     )
     def test_what_cannot_be_done_is_one_line_and_code_1(self, command, arguments, message, tmp_path, monkeypatch):
@@ -366,8 +380,8 @@ class TestFailures:
         assert command("ask", PAGE, QUESTION) == (130, "", "erase ask: interrupted\n")
 
     def test_a_real_ctrl_c_stops_a_calibration_and_leaves_its_progress(self, tmp_path):
-        arguments = [sys.executable, "-m", "erase", "calibrate", SAMPLES, "--out", tmp_path / "policy.json"]
-        process = subprocess.Popen([*arguments, "--iterations", "500"], stderr=subprocess.PIPE, text=True)
+        arguments = ["calibrate", SAMPLES, *ON_STARTER, "--out", tmp_path / "policy.json", "--iterations", "500"]
+        process = subprocess.Popen([sys.executable, "-m", "erase", *arguments], stderr=subprocess.PIPE, text=True)
         progress = tmp_path / "policy.json.progress.jsonl"
         while process.poll() is None and not (progress.exists() and "point" in progress.read_text()):
             time.sleep(0.02)
@@ -423,10 +437,14 @@ class TestDocumentation:
         commands = [cli.parser().parse_args(shlex.split(line)[1:]).command for line in lines]
         assert set(commands) == {"ask", "inspect", "calibrate"}
 
-    @pytest.mark.parametrize("arguments", [(), (QUESTION,)])
-    def test_inspect_prints_what_is_printed_there(self, command, arguments):
-        assert command("inspect", PAGE, *arguments)[1] in self.TEXT
-
-    def test_ask_prints_what_is_printed_there_but_for_the_time(self, command):
-        _, out, err = command("ask", PAGE, QUESTION)
-        assert (out + err).partition("time")[0] in self.TEXT
+    def test_ask_and_inspect_print_what_is_printed_there_but_for_the_time(self, command, tmp_path, monkeypatch):
+        (tmp_path / "erase").symlink_to(DEMO_FOLDER.parent)  # the page's pictures, and a place for its overlay
+        monkeypatch.chdir(tmp_path)
+        examples = re.findall(
+            r"```sh\n\.venv/bin/erase ((?:ask|inspect) .+)\n```\n\n```text\n((?:.*\n)+?)```\n", self.TEXT
+        )
+        assert {line.split()[0] for line, _ in examples} == {"ask", "inspect"}
+        for line, printed in examples:
+            code, out, err = command(*shlex.split(line))
+            assert code == 0, err
+            assert (out + err).partition("\n  time ")[0] == printed.partition("\n  time ")[0]

@@ -39,14 +39,37 @@ class Question:
         return [("image", (self.image.name, self.image.read_bytes(), "image/png"))]
 
 
-def bundled_questions() -> list[Question]:
-    folder = samples_folder()
+def bundled_questions(folder: Path | None = None) -> list[Question]:
+    """The questions of the bundled model, or of another folder of samples."""
+    folder = folder or samples_folder()
     samples = json.loads((folder / "samples.json").read_text())
     return [
         Question(folder / sample["image"], turn["question"], turn["answer"])
         for sample in samples
         for turn in sample["turns"]
     ]
+
+
+def bundled_number() -> Question:
+    """A bundled question for tests that need an answer of several tokens: a number, since digits are single tokens.
+
+    It has at least three digits; failing that, it is the answer that begins with the most.
+    """
+    questions = bundled_questions()
+    numbers = [question for question in questions if question.answer.isdigit() and len(question.answer) >= 3]
+    by_digits_at_the_start = max(questions, key=lambda q: len(q.answer) - len(q.answer.lstrip("0123456789")))
+    return (numbers or [by_digits_at_the_start])[0]
+
+
+def neighbour(question: Question) -> Question:
+    """The first bundled question about another image."""
+    return next(other for other in bundled_questions() if other.image != question.image)
+
+
+def bundled_context_length() -> int:
+    """Tokens of the bundled model's context."""
+    config = json.loads((samples_folder().parent / "config.json").read_text())
+    return int(config.get("text_config", config)["max_position_embeddings"])
 
 
 def until(condition: Callable[[], T], timeout_s: float = 60.0, what: str = "the condition") -> T:

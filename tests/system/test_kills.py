@@ -9,12 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.system.deployment import FAST_RESCUE, Deployment, Question, bundled_questions, stream_events, until
+from tests.starter import STARTER
+from tests.system.deployment import (
+    FAST_RESCUE,
+    Deployment,
+    Question,
+    bundled_number,
+    bundled_questions,
+    neighbour,
+    stream_events,
+    until,
+)
 from worker import failpoints
 from worker.contract import JobState, Priority, TokenPayload, queue_name
 
-QUESTION = next(question for question in bundled_questions() if question.answer == "2389")
-NEIGHBOUR = next(question for question in bundled_questions() if question.answer == "purple")
+QUESTION = bundled_number()
+NEIGHBOUR = neighbour(QUESTION)
 MakeDeployment = Callable[..., Deployment]
 
 
@@ -140,9 +150,12 @@ def test_redis_killed_and_started_again_loses_no_accepted_job(rescue: Deployment
     assert worker.running
 
 
-def test_a_worker_with_running_jobs_outlives_a_redis_that_is_away_for_a_while(rescue: Deployment) -> None:
+def test_a_worker_with_running_jobs_outlives_a_redis_that_is_away_for_a_while(make_deployment: MakeDeployment) -> None:
+    rescue = make_deployment(ERASE_MODEL=str(STARTER), **FAST_RESCUE)  # it answers nonsense without an end
+    question = bundled_questions(STARTER / "samples")[0]
+    rescue.start_service()
     worker = rescue.start_worker()
-    jobs = [ask_async(rescue, Question(QUESTION.image, "x" * 200, ""), max_tokens="1500") for _ in range(4)]
+    jobs = [ask_async(rescue, Question(question.image, "x" * 200, ""), max_tokens="1500") for _ in range(4)]
     until(lambda: all(len(rescue.events(job_id)) > 5 for job_id in jobs), what="tokens of every job")
     rescue.redis.kill()
     until(lambda: "Connection to broker lost" in worker.log.read_text(), what="the worker's notice of the loss")
@@ -154,8 +167,8 @@ def test_a_worker_with_running_jobs_outlives_a_redis_that_is_away_for_a_while(re
     for job_id in jobs:
         seqs = [event.seq for event in rescue.events(job_id)]
         assert seqs == list(range(1, len(seqs) + 1))
-    reply = until(lambda: (r := rescue.ask(QUESTION)).is_success and r, what="an answer after the restart")
-    assert reply.json()["answer"] == QUESTION.answer
+    reply = until(lambda: (r := rescue.ask(question)).is_success and r, what="an answer after the restart")
+    assert reply.json()["answer"] == question.answer
 
 
 def test_a_killed_service_process_loses_no_accepted_job(rescue: Deployment) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.system.deployment import free_port, until
+from tests.system.deployment import bundled_questions, free_port, until
 
+FIRST = bundled_questions()[0]
 MARK = "ERASE_TEST_MARK_"
 
 
@@ -87,8 +89,9 @@ def test_it_answers_its_own_question_serves_and_leaves_nothing_behind(
     up = Up(tmp_path / "state")
     runs.append(up)
     up.read_until("Serving until Ctrl-C")
-    assert "answer           2389" in up.output
-    assert "token reduction  5" in up.output
+    assert f"question         {FIRST.prompt}  ({FIRST.image.name})\n" in up.output
+    assert f"answer           {FIRST.answer}\n" in up.output
+    assert re.search(r"token reduction  [1-9]\d?% ", up.output)
     assert f"http://127.0.0.1:{up.port}/docs" in up.output
     assert httpx.get(f"http://127.0.0.1:{up.port}/readyz", trust_env=False).is_success
     assert len(up.living()) == 4, "launcher, Redis, worker and service"
@@ -101,7 +104,7 @@ def test_it_asks_itself_also_where_keys_are_needed(tmp_path: Path, runs: list[Up
     up = Up(tmp_path / "state", ERASE_API_KEYS=f"someone:{'0' * 64}")
     runs.append(up)
     up.read_until("Serving until Ctrl-C")
-    assert "answer           2389" in up.output
+    assert f"answer           {FIRST.answer}\n" in up.output
     assert httpx.post(f"http://127.0.0.1:{up.port}/v1/ask", trust_env=False).status_code == 401
     up.process.terminate()
     assert up.finish() == 0
@@ -125,7 +128,7 @@ def test_a_killed_redis_comes_back_where_everybody_looks_for_it(tmp_path: Path, 
     server = next(pid for pid in up.living() if b"valkey" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(server, signal.SIGKILL)
     up.read_until("starting redis again")
-    question = {"prompt": "what is page ?"}
+    question = {"prompt": FIRST.prompt}
 
     def answered() -> bool:
         return httpx.post(f"http://127.0.0.1:{up.port}/v1/ask", json=question, timeout=60, trust_env=False).is_success
