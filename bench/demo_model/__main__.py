@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from bench.demo_model.recipe import RECIPES
-from erase.models.loading import DEMO_FOLDER
 
 RUN = Path(".erase/demo-model")
 _ON_GPU = torch.cuda.is_available()
@@ -52,7 +51,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="accuracy by family and image size, as a Markdown table")
-    parser.add_argument("--model", type=Path, default=DEMO_FOLDER, help="model folder (the bundled one)")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--split", default="test", help="train, validation or test (%(default)s)")
     parser.add_argument("--images", type=int, default=40, help="per family and size (%(default)s)")
     parser.add_argument("--device", default="cuda" if _ON_GPU else "cpu")
@@ -82,7 +81,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _add_samples(commands: Any) -> None:
     parser = commands.add_parser("samples", help="choose and write the pictures that come with the model")
-    parser.add_argument("--model", type=Path, default=DEMO_FOLDER, help="model folder (the bundled one)")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.set_defaults(run_command=_samples)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ _RESIZED_SHARE = 0.2
 _WHOLE_WINDOWS_SHARE = 0.6
 _DENSE_SHARE = 0.6
 _FAR = 2**40
+_KEPT = 60
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,11 @@ class _Line:
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches without end for the phase that `progress` (a shared tensor with one number from 0 to 1) tells."""
+    """Batches without end for the phase that `progress` (a shared tensor with one number from 0 to 1) tells.
+
+    Where drawing would keep a slow trainer waiting, every image is shown twice: the second time some sixty batches
+    later, with its questions drawn anew.
+    """
 
     def __init__(self, recipe: Recipe, tokenizer_folder: Path, progress: Tensor, seed: int) -> None:
         self.recipe = recipe
@@ -144,15 +150,26 @@ class Stream(IterableDataset[Batch]):
         worker = get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         collator = Collator(self.tokenizer_folder)
+        kept: deque[tuple[Phase, list[Sample]]] = deque()
         while True:
             rng = Random(f"{self.seed}/{number}")
-            yield self._batch(collator, rng)
+            phase = self.recipe.phase(float(self.progress))
+            if len(kept) > _KEPT and kept[0][0] == phase:
+                _, samples = kept.popleft()
+            else:
+                samples = self._drawn(rng, phase)
+                if self.recipe.drawn_twice:
+                    kept.append((phase, samples))
+                while kept and kept[0][0] != phase:
+                    kept.popleft()
+            asked = [rng.sample(one.questions, min(len(one.questions), self.recipe.questions)) for one in samples]
+            yield collator.batch(samples, asked)
             number += stride
 
-    def _batch(self, collator: Collator, rng: Random) -> Batch:
-        phase = self.recipe.phase(float(self.progress))
+    def _drawn(self, rng: Random, phase: Phase) -> list[Sample]:
+        """New images of one size, as many as fit into a batch with their questions."""
         columns, rows = draw_cells(rng, phase)
-        text = 0 if phase.cells_only else 20 + 18 * self.recipe.questions
+        text = 0 if phase.cells_only else 20 + round(18 * min(self.recipe.questions, 2.5 + 5 * phase.crowd))
         count = max(1, self.recipe.batch_tokens // (columns * rows + text))
         families = list(synthetic.FAMILIES)
         samples = []
@@ -162,8 +179,7 @@ class Stream(IterableDataset[Batch]):
             else:
                 family, index = rng.choice(families), rng.randrange(_FAR)
                 samples.append(render(family, "train", index, columns, rows, rng, phase.crowd))
-        asked = [rng.sample(one.questions, min(len(one.questions), self.recipe.questions)) for one in samples]
-        return collator.batch(samples, asked)
+        return samples
 
 
 def loader(stream: Stream, workers: int) -> Iterator[Batch]:

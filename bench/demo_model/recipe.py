@@ -41,10 +41,11 @@ class Recipe:
     phases: tuple[Phase, ...]
     batch_tokens: int
     questions: int
+    drawn_twice: bool = False
     rate: float = 4e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
-    cooldown: float = 0.3
+    cooldown: float = 0.25
 
     def phase(self, share: float) -> Phase:
         """The phase at a share of the training from 0 to 1."""
@@ -97,14 +98,16 @@ RECIPES = {
         heads=6,
         key_value_heads=2,
         phases=(
-            Phase(0.44, (42, 100), 1.0, cells_only=True),
-            Phase(0.70, (42, 81), 0.6),
-            Phase(0.82, (49, 169), 0.8),
-            Phase(0.92, (64, 320), 1.0),
+            Phase(0.13, (42, 100), 1.0, cells_only=True),
+            Phase(0.30, (36, 64), 0.25),
+            Phase(0.45, (42, 100), 0.5),
+            Phase(0.62, (49, 169), 0.8),
+            Phase(0.82, (64, 400), 1.0),
             Phase(1.00, (64, 1300), 1.0),
         ),
         batch_tokens=4096,
         questions=6,
+        drawn_twice=True,
     ),
     "gpu": Recipe(
         vision_width=256,
