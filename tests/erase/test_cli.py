@@ -381,13 +381,22 @@ class TestFailures:
 
     def test_a_real_ctrl_c_stops_a_calibration_and_leaves_its_progress(self, tmp_path):
         arguments = ["calibrate", SAMPLES, *ON_STARTER, "--out", tmp_path / "policy.json", "--iterations", "500"]
-        process = subprocess.Popen([sys.executable, "-m", "erase", *arguments], stderr=subprocess.PIPE, text=True)
         progress = tmp_path / "policy.json.progress.jsonl"
-        while process.poll() is None and not (progress.exists() and "point" in progress.read_text()):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[1] == "erase calibrate: interrupted\n"
-        assert process.returncode == 130
+        # Tests that run in the background of a shell inherit that SIGINT is ignored.
+        asked_to_stop = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen([sys.executable, "-m", "erase", *arguments], stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, asked_to_stop)
+        with process:
+            try:
+                while process.poll() is None and not (progress.exists() and "point" in progress.read_text()):
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=60)[1] == "erase calibrate: interrupted\n"
+                assert process.returncode == 130
+            finally:
+                process.kill()
 
     def test_a_reader_that_leaves_early_is_no_failure(self, monkeypatch, capsys):
         reader, writer = os.pipe()
@@ -435,7 +444,7 @@ class TestDocumentation:
     def test_every_command_parses(self):
         lines = re.findall(r"^\.venv/bin/(erase .+)$", self.TEXT, re.MULTILINE)
         commands = [cli.parser().parse_args(shlex.split(line)[1:]).command for line in lines]
-        assert set(commands) == {"ask", "inspect", "calibrate"}
+        assert set(commands) == {"ask", "inspect", "calibrate", "synthesize"}
 
     def test_ask_and_inspect_print_what_is_printed_there_but_for_the_time(self, command, tmp_path, monkeypatch):
         (tmp_path / "erase").symlink_to(DEMO_FOLDER.parent)  # the page's pictures, and a place for its overlay

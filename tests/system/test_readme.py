@@ -40,8 +40,10 @@ def test_the_curl_examples_work_as_printed(deployment: Deployment, page: str) ->
             "curl ", "curl --silent --show-error ", 1
         )
         reply = subprocess.run(["bash", "-c", here], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-        name, value = ("state", "accepted") if "respond-async" in command else ("answer", right_answer(command))
-        expected = rf'"{name}": ?{re.escape(json.dumps(value, ensure_ascii=False))}'
+        if "respond-async" in command:
+            expected = '"state": ?"(accepted|running)"'
+        else:
+            expected = f'"answer": ?{re.escape(json.dumps(right_answer(command), ensure_ascii=False))}'
         assert re.search(expected, reply.stdout), f"{command}\n{reply.stdout}"
 
 
