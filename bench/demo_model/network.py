@@ -84,7 +84,7 @@ def encode(visual: Any, images: Tensor) -> Tensor:
     patches = _patches(images)
     rows, columns = patches.shape[1:3]
     weight = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # the two frames of a still image are the same
-    hidden = functional.linear(patches, weight)
+    hidden = functional.linear(patches, weight).float()
     hidden = _to_windows(hidden)  # (B, W, 64, D)
     real = _to_windows(torch.ones(1, rows, columns, 4, 1, device=images.device)).bool()[..., 0]  # (1, W, 64)
     angles = _vision_angles(visual, rows, columns, images.device)

@@ -207,7 +207,7 @@ class _Run:
         self.progress.step += 1
         self.progress.images += len(batch.images)
         self.progress.answers += int(batch.branch.amax(1).sum())
-        self.recent.append((float(answer_loss), float(cell_loss), float(right)))
+        self.recent.append((answer_loss.item(), cell_loss.item(), right.item()))
 
     def report(self) -> str:
         answer, cells, right = (sum(column) / len(column) for column in zip(*self.recent, strict=True))

@@ -38,9 +38,7 @@ def write_dataset(
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
     if not 1 <= tokens[0] <= tokens[1]:
-        raise InputError(
-            f"tokens must be two numbers of at least 1 in ascending order, got {tokens[0]} and {tokens[1]}"
-        )
+        raise InputError(f"tokens must be two ascending numbers of at least 1, got {tokens[0]} and {tokens[1]}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already; expected a new or empty folder")
     (folder / "images").mkdir(parents=True)
