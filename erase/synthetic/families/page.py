@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from erase.synthetic.canvas import Canvas
 from erase.synthetic.colours import NAMES, Rgb, ink, luminance, mixed, paper, shade
-from erase.synthetic.families.things import texture
+from erase.synthetic.families.things import Panel, texture
 from erase.synthetic.fonts import font
 from erase.synthetic.sample import Box
 
@@ -18,15 +18,6 @@ _TEXTURES = ("gradient", "clouds", "grain", "weave", "bricks", "leaves", "scene"
 _CLEAR = 90.0  # smallest difference in brightness between ink and every part of its ground that needs no halo
 _DARK: Rgb = (12, 12, 14)
 _LIGHT: Rgb = (250, 250, 250)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A plain part of the page whose colour can be asked for: `background`, `left half`."""
-
-    place: str
-    colour: str
-    box: Box
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Coloured shapes and the grounds they lie on, for the general family."""
+"""Coloured shapes, the grounds they lie on, and textures, for the general family and others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plain part of the canvas that has a name: `left half`, `top right quarter`."""
+    """A plain part of the canvas that has a name: `background`, `left half`, `top right quarter`."""
 
     place: str
     colour: str
