@@ -1,4 +1,4 @@
-"""Training batches, rendered while the model learns: every image is new."""
+"""Training batches, rendered while the model learns."""
 
 from __future__ import annotations
 

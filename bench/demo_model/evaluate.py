@@ -102,11 +102,12 @@ def report(arguments: argparse.Namespace) -> None:
     columns = [band_name(band) for band in BANDS] + ["all"]
     rows = [[family, *(str(shares[family][column]) for column in columns)] for family in shares]
     rows.append(["questions", *(str(shares["all"][column].questions) for column in columns)])
-    print(f"{this_machine()}\n\nRight answers, unpruned, by vision tokens of the image (95% interval)\n")
+    machine = this_machine()
+    print(f"{machine}\n\nRight answers, unpruned, by vision tokens of the image (95% interval)\n")
     print(table(["family", *columns], rows))
     figures = {row: {column: asdict(share) for column, share in line.items()} for row, line in shares.items()}
     settings = argparse.Namespace(model=str(arguments.model), split=arguments.split, images=arguments.images)
-    write_json(arguments.json, this_machine(), settings, {"version": synthetic.VERSION, "shares": figures})
+    write_json(arguments.json, machine, settings, {"version": synthetic.VERSION, "shares": figures})
 
 
 def band_name(band: tuple[int, int]) -> str:

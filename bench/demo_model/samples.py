@@ -8,6 +8,7 @@ They show what the model can do and are no evaluation: what it gets wrong is lef
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from erase.engine import Sequence as EngineSequence
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel, load_model
-from erase.models.prompt import prepare_images, prepare_prompt
+from erase.models.prompt import PreparedImage, prepare_images, prepare_prompt
 
 _SIZES = {
     "documents": (448, 448),
@@ -42,12 +43,14 @@ class Chosen:
 
 def choose(loaded: LoadedModel, family: str) -> Chosen:
     """The first test sample of the family's size with enough questions that are all answered right."""
-    method = None if loaded.policy_file is None else method_for(load_policy(loaded.policy_file))
+    policies = [None] if loaded.policy_file is None else [None, load_policy(loaded.policy_file)]
+    methods = [method_for(policy) for policy in policies]
     best = Chosen(synthetic.sample(family, "test", 0, size=_SIZES[family], crowd=_CROWD), ())
     with Engine(loaded) as engine:
         for index in range(_TRIES):
             sample = synthetic.sample(family, "test", index, size=_SIZES[family], crowd=_CROWD)
-            right = tuple(question for question in sample.questions if _right(engine, loaded, sample, question, method))
+            images = prepare_images(loaded, [sample.image])
+            right = tuple(one for one in sample.questions if _right(engine, loaded, images, one, methods))
             if len(right) > len(best.questions):
                 best = Chosen(sample, right[:_QUESTIONS])
             if len(best.questions) == _QUESTIONS:
@@ -74,23 +77,15 @@ def bundle(model_folder: Path) -> dict[str, int]:
 def _right(
     engine: Engine,
     loaded: LoadedModel,
-    sample: synthetic.Sample,
+    images: Sequence[PreparedImage],
     question: synthetic.Question,
-    method: Method | None,
+    methods: Sequence[Method],
 ) -> bool:
-    methods = [method_for(None)] if method is None else [method_for(None), method]
-    return all(_answer(engine, loaded, sample, question, one) == question.answer for one in methods)
-
-
-def _answer(
-    engine: Engine, loaded: LoadedModel, sample: synthetic.Sample, question: synthetic.Question, method: Method
-) -> str:
-    images = prepare_images(loaded, [sample.image])
-    sequence = EngineSequence(
-        id=sample.name,
-        prompt=prepare_prompt(loaded, question.text, images),
-        method=method,
-        preselection=method.preselect([image.pixels for image in images]),
-        sampling=SamplingParams(max_tokens=24),
-    )
-    return engine.submit(sequence).result().text
+    """Whether every method gets the answer right."""
+    prompt = prepare_prompt(loaded, question.text, images)
+    for method in methods:
+        preselection = method.preselect([image.pixels for image in images])
+        sequence = EngineSequence("sample", prompt, method, preselection, SamplingParams(max_tokens=24))
+        if engine.submit(sequence).result().text != question.answer:
+            return False
+    return True

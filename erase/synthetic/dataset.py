@@ -10,7 +10,7 @@ from typing import Any
 
 from erase.errors import InputError
 from erase.records import PREFERRED
-from erase.synthetic.generate import FAMILIES, METRICS, VERSION, sample
+from erase.synthetic.generate import FAMILIES, METRICS, VERSION, check_source, sample
 from erase.synthetic.sample import Sample
 
 
@@ -35,6 +35,8 @@ def write_dataset(
     Raises:
         InputError: unknown family or split, sizes that make no sense, or a folder that holds something already.
     """
+    for family in families:
+        check_source(family, split, first)
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
     if not 1 <= tokens[0] <= tokens[1]:

@@ -61,12 +61,7 @@ def sample(
     Raises:
         InputError: an unknown family or split, or a negative index.
     """
-    if family not in FAMILIES:
-        raise InputError(f"there is no family {family!r}; expected one of {', '.join(FAMILIES)}")
-    if split not in SPLITS:
-        raise InputError(f"there is no split {split!r}; expected one of {', '.join(SPLITS)}")
-    if index < 0:
-        raise InputError(f"index must not be negative, got {index}")
+    check_source(family, split, index)
     rng = Random(_seed(family, split, index))
     drawn_size, drawn_crowd, drawn_hard = random_size(rng, *tokens), rng.random(), rng.random()
     width, height = size or drawn_size
@@ -78,6 +73,16 @@ def sample(
     image = degrade(canvas, 0.0 if rng.random() < 0.3 else rng.random())
     name = f"{family}-{split}-{index}"
     return Sample(name, family, image, questions, tuple(canvas.marks))
+
+
+def check_source(family: str, split: str, index: int) -> None:
+    """Raises `InputError` where there is no such sample."""
+    if family not in FAMILIES:
+        raise InputError(f"there is no family {family!r}; expected one of {', '.join(FAMILIES)}")
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}; expected one of {', '.join(SPLITS)}")
+    if index < 0:
+        raise InputError(f"index must not be negative, got {index}")
 
 
 def random_size(rng: Random, fewest: int, most: int) -> Size:
