@@ -45,6 +45,8 @@ _WHOLE_WINDOWS_SHARE = 0.6
 _DENSE_SHARE = 0.6
 _FAR = 2**40
 _KEPT = 60
+_MOVE = CELL
+_RARE = 3.0
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class _Line:
 class Stream(IterableDataset[Batch]):
     """Batches without end for the phase that `progress` (a shared tensor with one number from 0 to 1) tells.
 
-    Where drawing would keep a slow trainer waiting, every image is shown twice: the second time some sixty batches
-    later, with its questions drawn anew.
+    An image that is shown again comes some sixty batches later with its questions drawn anew or, where there are none,
+    moved by some pixels.
     """
 
     def __init__(self, recipe: Recipe, tokenizer_folder: Path, progress: Tensor, seed: int) -> None:
@@ -150,18 +152,20 @@ class Stream(IterableDataset[Batch]):
         worker = get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         collator = Collator(self.tokenizer_folder)
-        kept: deque[tuple[Phase, list[Sample]]] = deque()
+        kept: deque[tuple[Phase, int, list[Sample]]] = deque()
         while True:
             rng = Random(f"{self.seed}/{number}")
             phase = self.recipe.phase(float(self.progress))
-            if len(kept) > _KEPT and kept[0][0] == phase:
-                _, samples = kept.popleft()
+            while kept and kept[0][0] != phase:
+                kept.popleft()
+            if len(kept) > _KEPT:
+                _, shown, samples = kept.popleft()
+                if phase.cells_only:
+                    samples = [moved(one, rng.randint(-_MOVE, _MOVE), rng.randint(-_MOVE, _MOVE)) for one in samples]
             else:
-                samples = self._drawn(rng, phase)
-                if self.recipe.drawn_twice:
-                    kept.append((phase, samples))
-                while kept and kept[0][0] != phase:
-                    kept.popleft()
+                shown, samples = 0, self._drawn(rng, phase)
+            if shown + 1 < phase.shown:
+                kept.append((phase, shown + 1, samples))
             asked = [rng.sample(one.questions, min(len(one.questions), self.recipe.questions)) for one in samples]
             yield collator.batch(samples, asked)
             number += stride
@@ -222,6 +226,28 @@ def fitted(sample: Sample, columns: int, rows: int) -> Sample:
     )
     image = sample.image.resize(size, Image.Resampling.BICUBIC)
     return Sample(sample.name, sample.family, image, sample.questions, marks)
+
+
+def moved(sample: Sample, across: int, down: int) -> Sample:
+    """The sample with its image moved right and down by so many pixels; what leaves at one side enters at the other."""
+    width, height = sample.image.size
+    image = Image.fromarray(np.roll(np.asarray(sample.image), (down, across), axis=(0, 1)))
+    marks = []
+    for mark in sample.marks:
+        x, y = mark.box.centre
+        right, lower = (x + across) % width - x, (y + down) % height - y
+        box = synthetic.Box(
+            mark.box.left + right, mark.box.top + lower, mark.box.right + right, mark.box.bottom + lower
+        )
+        marks.append(Mark(mark.kind, mark.value, box))
+    return Sample(sample.name, sample.family, image, sample.questions, tuple(marks))
+
+
+def mark_weights() -> Tensor:
+    """(MARK_CLASSES,) weights of the auxiliary loss: colours, shapes and icons are rarer than characters."""
+    weights = torch.ones(THIRDS, KINDS)
+    weights[:, len(_CHARACTERS) :] = _RARE
+    return weights.flatten()
 
 
 def _marks(marks: Sequence[Sequence[Mark]], columns: int, rows: int) -> Tensor:

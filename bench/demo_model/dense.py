@@ -33,7 +33,7 @@ def dense_sample(width: int, height: int, rng: Random) -> Sample:
 def _line(canvas: Canvas, top: float) -> float:
     """Draws one line of text, shapes or icons from left to right; returns its height."""
     rng = canvas.rng
-    size = min(round(rng.choice((15, 17, 19, 21, 24, 30, 42)) * rng.uniform(0.9, 1.1)), canvas.height)
+    size = min(round(rng.choice((15, 17, 19, 21, 24, 30, 42, 64)) * rng.uniform(0.9, 1.1)), canvas.height)
     face = pick(rng, FACES)
     high = height_of(face, size)
     if top + high > canvas.height:

@@ -65,8 +65,11 @@ class TrainingNetwork(nn.Module):
         return cells
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of the answer tokens, (A, V) and (A,), and the cells' logits (B, N, classes)."""
-        vision = encode(self.model.model.visual, batch.images)
+        """Logits and targets of the answer tokens, (A, V) and (A,), and the cells' logits (B, N, classes).
+
+        The encoder below its merger gets no gradients.
+        """
+        vision = encode(self.model.model.visual, batch.images, frozen=True)
         hidden = decode(self.model.model.language_model, batch, vision)
         learned = batch.targets >= 0
         return self.model.lm_head(hidden[learned]), batch.targets[learned], self.cells(vision)
@@ -79,8 +82,15 @@ def compile_layers() -> None:
     _decoder_layer = torch.compile(_decoder_layer, dynamic=True)
 
 
-def encode(visual: Any, images: Tensor) -> Tensor:
-    """Vision tokens (B, N, D) of uint8 images (B, H, W, 3), in reading order."""
+def encode(visual: Any, images: Tensor, *, frozen: bool = False) -> Tensor:
+    """Vision tokens (B, N, D) of uint8 images (B, H, W, 3), in reading order; `frozen`: only the merger learns."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        hidden = _encode_patches(visual, images)  # (B, rows, columns, 4, D)
+    tokens: Tensor = visual.merger(hidden.flatten(0, 3))
+    return tokens.view(len(images), hidden.shape[1] * hidden.shape[2], -1)
+
+
+def _encode_patches(visual: Any, images: Tensor) -> Tensor:
     patches = _patches(images)
     rows, columns = patches.shape[1:3]
     weight = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # the two frames of a still image are the same
@@ -91,8 +101,7 @@ def encode(visual: Any, images: Tensor) -> Tensor:
     mask = None if bool(real.all()) else real
     for number, block in enumerate(visual.blocks):
         hidden = _vision_block(block, hidden, angles, mask, number in visual.fullatt_block_indexes)
-    tokens: Tensor = visual.merger(_from_windows(hidden, rows, columns).flatten(0, 2))
-    return tokens.view(len(images), rows * columns, -1)
+    return _from_windows(hidden, rows, columns)
 
 
 def decode(language_model: Any, batch: Batch, vision: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ class Phase:
     """A stretch of the curriculum, up to `until` (a share of the whole training).
 
     `cells_only` trains the vision encoder alone, to say what lies in each cell: questions cannot be learned before, and
-    images cost a third without the language model.
+    images cost a third without the language model. Questions leave it as it is: the few that fit into a batch would
+    undo what it has learned. `shown` is how often an image is used, where drawing anew would keep
+    a slow trainer waiting.
     """
 
     until: float
     tokens: tuple[int, int]
     crowd: float
     cells_only: bool = False
+    shown: int = 1
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Recipe:
     """A model's shape and its training.
 
     `batch_tokens` bounds vision tokens plus text tokens of a batch; `rate` is the peak learning rate of Muon, which
-    moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share and then brought down
-    to zero.
+    moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share of the phases without
+    questions, and of those with them, and then brought down to zero.
     """
 
     vision_width: int
@@ -41,15 +44,19 @@ class Recipe:
     phases: tuple[Phase, ...]
     batch_tokens: int
     questions: int
-    drawn_twice: bool = False
-    rate: float = 4e-3
+    rate: float = 3e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
-    cooldown: float = 0.25
+    cooldown: float = 0.4
 
     def phase(self, share: float) -> Phase:
         """The phase at a share of the training from 0 to 1."""
         return next(phase for phase in self.phases if share <= phase.until)
+
+    def part(self, share: float) -> float:
+        """How much of the phases without questions, or of those with them, is done at a share of the training."""
+        change = max((phase.until for phase in self.phases if phase.cells_only), default=0.0)
+        return share / change if share < change else (share - change) / (1 - change)
 
     def config(self, vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
         """Keyword arguments of `Qwen2_5_VLConfig`; `special` holds the ids of Qwen's special tokens."""
@@ -89,25 +96,24 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(
         vision_width=192,
-        vision_depth=4,
+        vision_depth=6,
         vision_mlp=512,
-        full_attention=(1, 3),
+        full_attention=(2, 5),
         width=192,
         depth=16,
         mlp=512,
         heads=6,
         key_value_heads=2,
         phases=(
-            Phase(0.13, (42, 100), 1.0, cells_only=True),
-            Phase(0.30, (36, 64), 0.25),
-            Phase(0.45, (42, 100), 0.5),
-            Phase(0.62, (49, 169), 0.8),
-            Phase(0.82, (64, 400), 1.0),
-            Phase(1.00, (64, 1300), 1.0),
+            Phase(0.717, (42, 144), 1.0, cells_only=True, shown=5),
+            Phase(0.76, (36, 64), 0.25, shown=2),
+            Phase(0.80, (42, 100), 0.6, shown=2),
+            Phase(0.86, (49, 169), 1.0, shown=2),
+            Phase(0.94, (64, 400), 1.0, shown=2),
+            Phase(1.00, (64, 1300), 1.0, shown=2),
         ),
         batch_tokens=4096,
         questions=6,
-        drawn_twice=True,
     ),
     "gpu": Recipe(
         vision_width=256,

@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from bench.demo_model.data import MARK_CLASSES, Stream, loader
+from bench.demo_model.data import MARK_CLASSES, Stream, loader, mark_weights
 from bench.demo_model.grow import grow_from
 from bench.demo_model.network import Batch, TrainingNetwork, compile_layers
 from bench.demo_model.recipe import RECIPES, Recipe
@@ -30,7 +30,7 @@ from bench.demo_model.validate import validate
 CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
 _ADAMW_SCALE = 0.5
-_SLOW = 0.15
+_MERGER = 0.3
 _CHECKPOINT_EVERY = 600.0
 _REPORT_EVERY = 20
 
@@ -96,15 +96,15 @@ def build(recipe: Recipe, tokenizer_folder: Path) -> TrainingNetwork:
 def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, the first and the last layer.
 
-    `scale` of a group multiplies the learning rate; the vision encoder below its merger is a group of its own.
+    `scale` of a group multiplies the learning rate; the merger, between encoder and language model, has its own groups.
     """
     groups: dict[tuple[bool, bool], list[Tensor]] = {(a, b): [] for a in (True, False) for b in (True, False)}
     for name, weight in network.named_parameters():
         inside = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
-        groups[inside, ".blocks." in name or ".patch_embed." in name].append(weight)
+        groups[inside, ".merger." in name].append(weight)
 
     def grouped(inside: bool, scale: float) -> list[dict[str, Any]]:
-        return [{"params": groups[inside, vision], "scale": scale, "vision": vision} for vision in (False, True)]
+        return [{"params": groups[inside, merger], "scale": scale, "merger": merger} for merger in (False, True)]
 
     return [
         torch.optim.Muon(
@@ -117,9 +117,9 @@ def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.opti
 
 
 def learning_rate(recipe: Recipe, step: int, share: float) -> float:
-    """Warm-up by steps, then flat, then down to zero over the last `cooldown` share of the training."""
+    """Warm-up by steps, then flat, then down to zero over the last `cooldown` share of each part of the training."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return recipe.rate * warm * min(1.0, max(0.02, (1 - share) / recipe.cooldown))
+    return recipe.rate * warm * min(1.0, max(0.02, (1 - recipe.part(share)) / recipe.cooldown))
 
 
 def losses(network: TrainingNetwork, batch: Batch, cells_only: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +134,8 @@ def losses(network: TrainingNetwork, batch: Batch, cells_only: bool) -> tuple[Te
             right = (logits.argmax(-1) == targets).float().mean()
     wanted = torch.zeros_like(cells, dtype=torch.float32)
     wanted[batch.marks.unbind(1)] = 1.0
-    return answer_loss, functional.binary_cross_entropy_with_logits(cells.float(), wanted), right
+    weights = mark_weights().to(cells.device)
+    return answer_loss, functional.binary_cross_entropy_with_logits(cells.float(), wanted, weights), right
 
 
 class _Run:
@@ -194,12 +195,10 @@ class _Run:
         phase = self.recipe.phase(share)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                # What the encoder has learned alone, the first, wrong questions would undo.
-                slow = _SLOW if group["vision"] and not phase.cells_only else 1.0
+                slow = _MERGER if group["merger"] and not phase.cells_only else 1.0
                 group["lr"] = rate * group["scale"] * slow
         answer_loss, cell_loss, right = losses(self.network, batch, phase.cells_only)
-        weight = 1.0 if share < 0.6 else 0.3
-        (answer_loss + weight * _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
+        (answer_loss + _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -11,14 +11,14 @@ from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from bench.demo_model import train as training
-from bench.demo_model.data import MARK_CLASSES, Collator, Stream, draw_cells, render
+from bench.demo_model.data import MARK_CLASSES, Collator, Stream, draw_cells, mark_weights, moved, render
 from bench.demo_model.evaluate import evaluate, summary
 from bench.demo_model.export import export
 from bench.demo_model.grow import grow_from
 from bench.demo_model.network import TrainingNetwork
 from bench.demo_model.recipe import RECIPES, Phase
 from bench.demo_model.tokenizer import SPECIAL, make_tokenizer, save_tokenizer
-from bench.demo_model.train import CHECKPOINT, build, learning_rate, make_optimizers, train
+from bench.demo_model.train import CHECKPOINT, build, learning_rate, losses, make_optimizers, train
 from bench.demo_model.validate import answered
 from erase import synthetic
 from erase.models.loading import DEMO_FOLDER, load_model
@@ -159,11 +159,11 @@ class TestTraining:
         monkeypatch.setitem(RECIPES, "tiny", TINY)
         monkeypatch.setattr(training, "validate", lambda *_: {"general": 0.5})
         monkeypatch.setattr(training, "_REPORT_EVERY", 5)
-        train(tmp_path, "tiny", minutes=0.06, device="cpu", workers=0)
-        first = torch.load(tmp_path / CHECKPOINT, weights_only=True)["progress"]
         train(tmp_path, "tiny", minutes=0.1, device="cpu", workers=0)
+        first = torch.load(tmp_path / CHECKPOINT, weights_only=True)["progress"]
+        train(tmp_path, "tiny", minutes=first["seconds"] / 60 + 0.1, device="cpu", workers=0)
         second = torch.load(tmp_path / CHECKPOINT, weights_only=True)["progress"]
-        assert 3.6 <= first["seconds"] < second["seconds"]
+        assert 6.0 <= first["seconds"] < second["seconds"]
         assert first["step"] < second["step"]
         assert first["images"] < second["images"]
         log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -172,12 +172,28 @@ class TestTraining:
         assert [entry["validation"] for entry in log if "validation" in entry] == [{"general": 0.5}] * 2
         assert "training" in capsys.readouterr().err
 
-    def test_the_learning_rate_warms_up_stays_and_cools_down(self):
-        recipe = RECIPES["cpu"]
+    def test_the_learning_rate_warms_up_then_stays_and_cools_down_before_questions_and_with_them(self):
+        phases = (Phase(0.4, (36, 49), 1.0, cells_only=True), Phase(1.0, (36, 49), 1.0))
+        recipe = replace(RECIPES["cpu"], phases=phases, cooldown=0.5)
         assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.rate / recipe.warmup_steps)
-        assert learning_rate(recipe, 5000, 0.5) == recipe.rate
-        assert learning_rate(recipe, 9000, 1 - recipe.cooldown / 2) == pytest.approx(recipe.rate / 2)
-        assert 0 < learning_rate(recipe, 9999, 1.0) < 0.05 * recipe.rate
+        for start, length in ((0.0, 0.4), (0.4, 0.6)):
+            rates = [learning_rate(recipe, 5000, start + length * part) for part in (0.0, 0.49, 0.75, 0.9999)]
+            assert rates[:2] == [recipe.rate, recipe.rate]
+            assert rates[2] == pytest.approx(recipe.rate / 2)
+            assert 0 < rates[3] < 0.05 * recipe.rate
+
+    def test_questions_leave_the_encoder_as_it_is_and_cells_teach_it(self, network, tokenizer_folder):
+        samples = samples_of(6, 4)
+        batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
+        for cells_only in (False, True):
+            network.zero_grad()
+            answers, cells, _ = losses(network, batch, cells_only)
+            (answers + cells).backward()
+            learns = {name for name, weight in network.named_parameters() if weight.grad is not None}
+            encoder = {name for name in learns if ".blocks." in name or ".patch_embed." in name}
+            assert bool(encoder) == cells_only
+            assert any(".merger." in name for name in learns)
+            assert any(".language_model." in name for name in learns) != cells_only
 
     def test_every_weight_has_exactly_one_optimizer(self, network):
         moved = [
@@ -206,6 +222,39 @@ class TestTraining:
         for batch, (fewest, most) in ((small, (36, 49)), (large, (49, 64))):
             cells = batch.images.shape[1] * batch.images.shape[2] / 28**2
             assert fewest * 0.6 <= cells <= most * 1.1
+
+    def test_an_image_is_shown_as_often_as_its_phase_says_each_time_moved(self, tokenizer_folder, monkeypatch):
+        drawn = []
+        original = synthetic.sample
+        monkeypatch.setattr(
+            synthetic, "sample", lambda *args, **options: drawn.append(args) or original(*args, **options)
+        )
+        monkeypatch.setattr("bench.demo_model.data._KEPT", 2)
+        monkeypatch.setattr("bench.demo_model.data._DENSE_SHARE", 0.0)
+        phase = Phase(1.0, (36, 49), 0.3, cells_only=True, shown=3)
+        recipe = replace(TINY, phases=(phase,))
+        batches = iter(Stream(recipe, tokenizer_folder, torch.zeros(1), seed=1))
+        shown = [next(batches).images for _ in range(30)]
+        images = sum(map(len, shown))
+        assert images / len(drawn) == pytest.approx(3, rel=0.25)
+        assert len({image.numpy().tobytes() for batch in shown for image in batch}) > 0.9 * images
+
+    def test_marks_move_with_their_image(self):
+        sample = samples_of(6, 4)[1]
+        other = moved(sample, 30, -17)
+        width, height = sample.image.size
+        for old, new in zip(sample.marks, other.marks, strict=True):
+            x, y = old.box.centre
+            assert new.box.centre == pytest.approx(((x + 30) % width, (y - 17) % height))
+            assert (new.kind, new.value) == (old.kind, old.value)
+        point = (20, 40)
+        assert other.image.getpixel(((20 + 30) % width, (40 - 17) % height)) == sample.image.getpixel(point)
+        assert moved(other, -30, 17).image.tobytes() == sample.image.tobytes()
+
+    def test_rarer_kinds_of_marks_weigh_more(self):
+        weights = mark_weights()
+        assert weights.shape == (MARK_CLASSES,)
+        assert set(weights.tolist()) == {1.0, 3.0}
 
     @pytest.mark.parametrize("phase", RECIPES["cpu"].phases + RECIPES["gpu"].phases)
     def test_sizes_stay_below_what_a_phase_allows(self, phase):
