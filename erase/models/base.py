@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, ClassVar
@@ -74,6 +74,16 @@ class VisionLanguageAdapter(ABC):
     @abstractmethod
     def cell(self) -> int:
         """Pixels along each side of a vision token."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return int(self.layers[0].self_attn.head_dim)
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return int(self.layers[0].self_attn.k_proj.out_features) // self.head_dim
 
     @property
     def architecture(self) -> Architecture:
@@ -148,6 +158,11 @@ class VisionLanguageAdapter(ABC):
     @abstractmethod
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[VisionFeatures, ...]:
         """Vision encoder over several images; the arguments are those of `vision_images`."""
+
+    def encode_steps(self, pixel_values: Tensor, grids: Tensor) -> Generator[None, None, tuple[VisionFeatures, ...]]:
+        """`encode_images` that pauses between the encoder's layers, where the architecture's encoder can."""
+        return self.encode_images(pixel_values, grids)
+        yield
 
     @abstractmethod
     def positions(self, tokens: Tensor, is_image: Tensor, grids: Tensor | None) -> tuple[Tensor, int]:

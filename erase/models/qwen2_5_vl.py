@@ -1,7 +1,12 @@
 """Qwen2.5-VL of any size."""
 
+from collections.abc import Generator
+
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from erase.models.base import VisionFeatures
+from erase.models.qwen2_5_vision import encode_steps
 from erase.models.qwen_vl import QwenVL
 
 
@@ -12,3 +17,9 @@ class Qwen2_5_VL(QwenVL):  # noqa: N801 - the architecture's name
     model_class = Qwen2_5_VLForConditionalGeneration
     default_preset = "qwen2.5-vl-7b"
     may_drop_all = True
+
+    def encode_steps(self, pixel_values: Tensor, grids: Tensor) -> Generator[None, None, tuple[VisionFeatures, ...]]:
+        merge = self.config.vision_config.spatial_merge_size
+        cells = [(height // merge, width // merge) for _, height, width in grids.tolist()]
+        tokens = yield from encode_steps(self.inner.visual, pixel_values, cells)
+        return tuple(VisionFeatures(own) for own in tokens)

@@ -1,0 +1,140 @@
+"""Qwen2.5-VL's vision encoder over many images at once: windows of one size attend in one call, not in a loop.
+
+Stock code without flash attention calls the attention once per window of 64 patches. Here the same modules run over all
+patches of all images, and windows that have equally many patches are one batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Grid = tuple[int, int]
+"""Vision tokens of an image along height and width."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the patches of several images lie, window by window.
+
+    `order` int64 [tokens]: vision tokens in window order; `places` int64 [2, patches]: row and column of each patch, in
+    that order; `images`: patches of each image; `windows`: per number of patches the rows of all windows that have so
+    many, int64 [windows, patches].
+    """
+
+    order: Tensor
+    places: Tensor
+    images: tuple[int, ...]
+    windows: tuple[Tensor, ...]
+
+
+def layout(grids: Sequence[Grid], side: int, merge: int) -> Layout:
+    """The layout of images with `grids`, with windows of `side` x `side` vision tokens of `merge` x `merge` patches."""
+    order, places, images = [], [], []
+    windows: dict[int, list[Tensor]] = defaultdict(list)
+    tokens = patches = 0
+    for height, width in grids:
+        numbers = torch.arange(height * width).view(height, width)
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                inside = numbers[top : top + side, left : left + side].flatten()
+                order.append(inside + tokens)
+                count = len(inside) * merge * merge
+                windows[count].append(torch.arange(patches, patches + count))
+                patches += count
+        own = torch.cat(order[-(-(-height // side) * -(-width // side)) :]) - tokens
+        places.append(_places(own, width, merge))
+        images.append(height * width * merge * merge)
+        tokens += height * width
+    return Layout(
+        order=torch.cat(order),
+        places=torch.cat(places, dim=1),
+        images=tuple(images),
+        windows=tuple(torch.stack(rows) for _, rows in sorted(windows.items())),
+    )
+
+
+def _places(tokens: Tensor, width: int, merge: int) -> Tensor:
+    """Row and column [2, patches] of the patches of `tokens`; those of a token come one after the other."""
+    inside = torch.arange(merge)
+    rows = (tokens // width * merge)[:, None, None] + inside[:, None]
+    columns = (tokens % width * merge)[:, None, None] + inside
+    return torch.stack([part.expand(len(tokens), merge, merge).flatten() for part in (rows, columns)])
+
+
+def encode_steps(visual: Any, pixel_values: Tensor, grids: Sequence[Grid]) -> Generator[None, None, tuple[Tensor, ...]]:
+    """Vision tokens [tokens, d] of each image, in reading order; pauses after each layer.
+
+    Args:
+        visual: the stock `Qwen2_5_VisionTransformerPretrainedModel`.
+        pixel_values: [patches, channels * frames * height * width], images concatenated, as the image processor makes
+            them.
+        grids: vision tokens of each image along height and width.
+    """
+    merge = visual.spatial_merge_size
+    side = visual.window_size // merge // visual.patch_size
+    found = layout(grids, side, merge)
+    order = found.order.to(pixel_values.device)
+    windows = [rows.to(pixel_values.device) for rows in found.windows]
+    weight = visual.patch_embed.proj.weight
+    # A convolution whose step is its kernel is a matrix product; as Conv3d it takes several times as long on a CPU.
+    hidden = functional.linear(pixel_values.to(weight.dtype), weight.flatten(1))
+    hidden = hidden.view(len(order), merge * merge, -1)[order].flatten(0, 1)
+    cos, sin = _rotations(visual, found.places.to(pixel_values.device))
+    for number, block in enumerate(visual.blocks):
+        query, key, value = _rotated_heads(block.attn, block.norm1(hidden), cos, sin)
+        if number in visual.fullatt_block_indexes:
+            seen = _attend_images(query, key, value, found.images)
+        else:
+            seen = _attend_windows(query, key, value, windows)
+        hidden = hidden + block.attn.proj(seen.flatten(1))
+        hidden = hidden + block.mlp(block.norm2(hidden))
+        yield
+    merged = visual.merger(hidden)
+    tokens = torch.empty_like(merged)
+    tokens[order] = merged
+    return torch.split(tokens, [height * width for height, width in grids])
+
+
+def _rotations(visual: Any, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rows (one half of the channels) and columns (the other), float32 [patches, 1, head_dim]."""
+    angles = places[..., None].float() * visual.rotary_pos_emb.inv_freq.float()  # [2, patches, head_dim / 4]
+    angles = torch.cat([angles[0], angles[1]], dim=-1).repeat(1, 2)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def _rotated_heads(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [patches, heads, head_dim]."""
+    query, key, value = attention.qkv(hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
+    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = states.float().chunk(2, dim=-1)
+    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+
+
+def _attend_images(query: Tensor, key: Tensor, value: Tensor, images: Sequence[int]) -> Tensor:
+    """Each patch looks at its whole image; [patches, heads, head_dim] in and out."""
+    parts = (torch.split(part, list(images)) for part in (query, key, value))
+    return torch.cat([_attend(*(part[None] for part in own))[0] for own in zip(*parts, strict=True)])
+
+
+def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[Tensor]) -> Tensor:
+    """Each patch looks at its window; [patches, heads, head_dim] in and out."""
+    seen = torch.empty_like(query)
+    for rows in windows:
+        seen[rows] = _attend(query[rows], key[rows], value[rows])
+    return seen
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention without a mask; [batch, patches, heads, head_dim] in and out. Fused kernels want four axes."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
