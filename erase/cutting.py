@@ -44,6 +44,9 @@ def cut_prompt(
     cut = prompt.next_cut
     if cut is None or cut.after_layers != run.layer + 1:
         return None
+    frozen = prompt.frozen_choice
+    if frozen is not None:
+        return prompt.keep(cut, frozen)
     columns = prompt.columns
     source = prompt.method.query_source(adapter.architecture)
     states = run.output if source == "output" else run.input

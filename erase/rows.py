@@ -22,12 +22,21 @@ class PromptRows:
         preselection: the method's stage 1.
         cuts: the method's cuts.
         is_vision: bool [L], where the unpruned prompt has vision tokens.
+        frozen: the cuts as they were made when the prompt ran before; made again, not chosen anew.
     """
 
-    def __init__(self, method: Method, preselection: Preselection, cuts: Sequence[Cut], is_vision: Tensor) -> None:
+    def __init__(
+        self,
+        method: Method,
+        preselection: Preselection,
+        cuts: Sequence[Cut],
+        is_vision: Tensor,
+        frozen: Sequence[CutTrace] = (),
+    ) -> None:
         self.method = method
         self.preselection = preselection
         self.cuts = tuple(cuts)
+        self._frozen = tuple(frozen)
         self.done: list[CutTrace] = []
         """Cuts already made."""
         vision_rows = is_vision.nonzero().squeeze(1)
@@ -71,6 +80,13 @@ class PromptRows:
     def next_cut(self) -> Cut | None:
         """The next planned cut."""
         return self.cuts[len(self.done)] if len(self.done) < len(self.cuts) else None
+
+    @property
+    def frozen_choice(self) -> Tensor | None:
+        """int64: what the next cut kept when the prompt ran before, as places among `survivors`; None if it did not."""
+        if len(self.done) >= len(self._frozen):
+            return None
+        return torch.searchsorted(self.survivors, self._frozen[len(self.done)].kept.to(self.index.device))
 
     def ran_layer(self) -> None:
         """A layer has run, and cached keys and values of all rows."""

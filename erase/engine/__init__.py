@@ -3,7 +3,8 @@
 `Engine.submit(sequence)` returns a `Handle` that yields token events and one result.
 """
 
-from erase.engine.engine import Engine, EngineLimits, EngineObserver
+from erase.engine.engine import Engine, EngineObserver
+from erase.engine.limits import EngineLimits
 from erase.engine.sequence import (
     CancelledError,
     ContextLengthError,
@@ -11,6 +12,7 @@ from erase.engine.sequence import (
     EngineError,
     EngineStoppedError,
     Handle,
+    Priority,
     Result,
     SamplingParams,
     Sequence,
@@ -27,6 +29,7 @@ __all__ = [
     "EngineObserver",
     "EngineStoppedError",
     "Handle",
+    "Priority",
     "Result",
     "SamplingParams",
     "Sequence",

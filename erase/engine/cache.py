@@ -1,85 +1,191 @@
-"""Keys and values of one running sequence: survivors only, one contiguous slab per layer."""
+"""Keys and values of all running sequences: one pool of rows, out of which each sequence has one block."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from erase.methods.base import Cut
 
-class SequenceCache:
-    """Per layer, keys and values [key heads, capacity, head_dim] with their own number of valid rows.
 
-    Prefill hands over each layer's rows (`store`), a cut may drop some (`keep_rows`), `reserve` makes room for the
-    answer, and each step writes one more row per layer (`append`) that only counts after `commit`: a step that
-    failed half-way leaves nothing behind.
+def planned_lengths(text: int, vision: int, cuts: Sequence[Cut], depth: int) -> tuple[int, ...]:
+    """Rows that each layer will hold after prefill: known before it, since stage 1 is done and cuts have sizes.
+
+    Args:
+        text: text tokens of the prompt.
+        vision: vision tokens after stage 1.
+        cuts: the method's plan.
+        depth: decoder layers.
+    """
+    lengths = [text + vision] * depth
+    for cut in cuts:
+        first = 0 if cut.prune_cache else cut.after_layers
+        lengths[first:] = [text + cut.keep] * (depth - first)
+    return tuple(lengths)
+
+
+class CachePool:
+    """Room for `rows` keys and values [rows, key heads, head_dim], given out in contiguous blocks.
+
+    One row is one token in one layer. Blocks may move when the room that is left lies scattered: ask a block where it
+    is each time.
     """
 
-    def __init__(self, depth: int) -> None:
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-        self._lengths = [0] * depth
+    def __init__(self, rows: int, key_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows = rows
+        self.keys = torch.empty(rows, key_heads, head_dim, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self._blocks: list[Block] = []  # ascending by start
+
+    @property
+    def used(self) -> int:
+        """Rows given out."""
+        return sum(block.rows for block in self._blocks)
+
+    @property
+    def free(self) -> int:
+        """Rows that can still be given out, in one piece if need be."""
+        return self.rows - self.used
+
+    def allocate(self, rows: int) -> Block | None:
+        """A block of so many rows, or None if there are not enough."""
+        if rows > self.free:
+            return None
+        at = self._gap(rows)
+        if at is None:
+            self._close_gaps()
+            at = len(self._blocks)
+        start = self._blocks[at - 1].end if at else 0
+        block = Block(start, rows)
+        self._blocks.insert(at, block)
+        return block
+
+    def release(self, block: Block) -> None:
+        """Take a block back."""
+        self._blocks.remove(block)
+
+    def _gap(self, rows: int) -> int | None:
+        """The first place in the list of blocks where so many rows are free."""
+        ends = [0, *(block.end for block in self._blocks)]
+        starts = [*(block.start for block in self._blocks), self.rows]
+        return next((at for at, (end, start) in enumerate(zip(ends, starts, strict=True)) if start - end >= rows), None)
+
+    def _close_gaps(self) -> None:
+        end = 0
+        for block in self._blocks:
+            if block.start != end:
+                for slab in (self.keys, self.values):
+                    slab[end : end + block.rows] = slab[block.start : block.end].clone()  # the two may overlap
+                block.start = end
+            end = block.end
+
+
+class Block:
+    """Rows `start` to `end` of a pool."""
+
+    def __init__(self, start: int, rows: int) -> None:
+        self.start = start
+        self.rows = rows
+
+    @property
+    def end(self) -> int:
+        """One past the last row."""
+        return self.start + self.rows
+
+
+class SequenceCache:
+    """One sequence's rows, survivors only: per layer its own number of them, and `room` for the answer's.
+
+    Prefill writes each layer's rows once they are final (`store`); a step writes its rows behind them (`append`), which
+    count only after `commit`: a step that failed half-way leaves nothing behind.
+    """
+
+    def __init__(self, pool: CachePool, block: Block, planned: Sequence[int], room: int) -> None:
+        self._pool = pool
+        self._block: Block | None = block
+        self._planned = tuple(planned)
+        self._room = room
+        self._offsets = self._offsets_for(room)
+        self._stored = [False] * len(planned)
+        self._answer = 0
+
+    @classmethod
+    def create(cls, pool: CachePool, planned: Sequence[int], room: int) -> SequenceCache | None:
+        """A cache for `planned` rows per layer and `room` more in each; None if the pool has no space for it."""
+        block = pool.allocate(sum(planned) + room * len(planned))
+        return None if block is None else cls(pool, block, planned, room)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Valid rows per layer."""
-        return tuple(self._lengths)
+        return tuple(
+            (length if stored else 0) + self._answer for length, stored in zip(self._planned, self._stored, strict=True)
+        )
 
-    def length(self, layer: int) -> int:
-        """Valid rows of one layer."""
-        return self._lengths[layer]
+    @property
+    def room(self) -> int:
+        """Rows per layer that can still be appended."""
+        return self._room - self._answer
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Take the prefill's rows [key heads, rows, head_dim] of a layer."""
-        self._keys[layer], self._values[layer] = key, value
-        self._lengths[layer] = key.shape[1]
+        """Take the prompt's final rows [rows, key heads, head_dim] of a layer."""
+        if len(key) != self._planned[layer]:
+            raise ValueError(f"layer {layer} was planned for {self._planned[layer]} rows, got {len(key)}")
+        self._write(layer, 0, key, value)
+        self._stored[layer] = True
 
-    def keys(self, layer: int) -> Tensor:
-        """Valid keys [key heads, rows, head_dim] of a layer."""
-        return self._keys[layer][:, : self._lengths[layer]]
+    def append(self, layer: int, key: Tensor, value: Tensor) -> slice:
+        """Write new rows [rows, key heads, head_dim] behind the valid ones; returns where all up to them lie."""
+        if len(key) > self.room:
+            raise ValueError(f"there is room for {self.room} more rows, got {len(key)}")
+        start = self._planned[layer] + self._answer
+        self._write(layer, start, key, value)
+        return self.span(layer, start + len(key))
 
-    def keep_rows(self, layer: int, rows: Tensor) -> None:
-        """Keep only `rows` (int64, ascending) of a layer."""
-        self.store(layer, self._keys[layer].index_select(1, rows), self._values[layer].index_select(1, rows))
-
-    def reserve(self, extra: int) -> None:
-        """Move every layer into a slab with room for `extra` more rows."""
-        for layer, length in enumerate(self._lengths):
-            for slabs in (self._keys, self._values):
-                rows = slabs[layer]
-                slab = rows.new_empty(rows.shape[0], length + extra, rows.shape[2])
-                slab[:, :length] = rows
-                slabs[layer] = slab
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new rows behind the valid ones; returns all keys and values that they may attend to."""
-        start = self._lengths[layer]
-        end = start + key.shape[1]
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, start:end] = key
-        values[:, start:end] = value
-        return keys[:, :end], values[:, :end]
+    def span(self, layer: int, rows: int | None = None) -> slice:
+        """Where a layer's first `rows` (default: the valid ones) lie in the pool."""
+        first = self._held.start + self._offsets[layer]
+        return slice(first, first + (self.lengths[layer] if rows is None else rows))
 
     def commit(self, rows: int) -> None:
         """The last `rows` appended rows of every layer are valid now."""
-        self._lengths = [length + rows for length in self._lengths]
+        self._answer += rows
 
+    def grow(self, room: int) -> bool:
+        """Make room for `room` more rows per layer; False if the pool has no space: nothing has changed then."""
+        if room <= self.room:
+            return True
+        wanted = self._answer + room
+        if sum(self._planned) + wanted * len(self._planned) > self._pool.free + self._held.rows:
+            return False
+        spans = [self.span(layer) for layer in range(len(self._planned))]
+        rows = [(self._pool.keys[span].clone(), self._pool.values[span].clone()) for span in spans]
+        self._pool.release(self._held)  # first, so that its own rows count as free
+        self._block = self._pool.allocate(sum(self._planned) + wanted * len(self._planned))
+        self._room, self._offsets = wanted, self._offsets_for(wanted)
+        for layer, (key, value) in enumerate(rows):
+            self._write(layer, 0, key, value)
+        return True
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of the last rows of a sequence over all its rows.
+    def free(self) -> None:
+        """Give the rows back; may be called again."""
+        if self._block is not None:
+            self._pool.release(self._block)
+            self._block = None
 
-    `query` [heads, R, head_dim] are the last R of the K rows of `key` and `value` [key heads, K, head_dim];
-    returns [heads, R, head_dim].
-    """
-    rows, keys = query.shape[1], key.shape[1]
-    mask = None
-    if 1 < rows < keys:
-        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query.unsqueeze(0),
-        key.unsqueeze(0),
-        value.unsqueeze(0),
-        attn_mask=mask,
-        is_causal=rows == keys and rows > 1,
-        scale=scale,
-        enable_gqa=True,
-    ).squeeze(0)
+    @property
+    def _held(self) -> Block:
+        if self._block is None:
+            raise ValueError("the cache was given back")
+        return self._block
+
+    def _offsets_for(self, room: int) -> tuple[int, ...]:
+        return tuple(accumulate((length + room for length in self._planned[:-1]), initial=0))
+
+    def _write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
+        first = self._held.start + self._offsets[layer] + start
+        self._pool.keys[first : first + len(key)] = key
+        self._pool.values[first : first + len(value)] = value

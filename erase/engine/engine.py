@@ -6,18 +6,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol, Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from erase.engine.prefill import encode_images, prefill, step
+from erase.engine.attention import choose_attention
+from erase.engine.cache import CachePool
+from erase.engine.images import FeatureCache
+from erase.engine.limits import EngineLimits
+from erase.engine.prefill import StepRows, step
 from erase.engine.running import RunningSequence
 from erase.engine.sampling import next_token
-from erase.engine.scheduler import admit
+from erase.engine.scheduler import PRIORITIES, Budget, Shares, admit
 from erase.engine.sequence import (
     CancelledError,
     ContextLengthError,
@@ -25,33 +28,18 @@ from erase.engine.sequence import (
     EngineError,
     EngineStoppedError,
     Handle,
+    Priority,
     Sequence,
 )
+from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
-from erase.errors import InputError
 from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """How much runs at once: sequences in decode, and pruned prompt tokens per prefill."""
-
-    max_running: int = 8
-    max_prefill_tokens: int = 16_384
-    context_length: int | None = None
-    """Cap below the model's own."""
-
-    def __post_init__(self) -> None:
-        if self.max_running < 1:
-            raise InputError(f"max_running must be at least 1, or nothing ever runs, got {self.max_running}")
-
-
-class EngineObserver(Protocol):
-    """Hears of every step, from the engine's thread; must return quickly."""
+class EngineObserver:
+    """Hears of every step, from the engine's thread; must return quickly. Override what is of interest."""
 
     def stepped(self, phase: str, batch: int) -> None:
         """A step ended: `phase` is prefill or decode, with `batch` sequences in it."""
@@ -59,11 +47,11 @@ class EngineObserver(Protocol):
     def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None:
         """Sequences running and waiting now, and tokens in the key/value caches, averaged over layers."""
 
+    def preempted(self) -> None:
+        """A running sequence gave its cache to others and waits again."""
 
-class _Silent:
-    def stepped(self, phase: str, batch: int) -> None: ...
-
-    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None: ...
+    def images_looked_up(self, found: int, missing: int) -> None:
+        """Images whose features were still known, and images that had to be encoded, since the start."""
 
 
 class Engine:
@@ -77,9 +65,17 @@ class Engine:
     ) -> None:
         self._loaded = loaded
         self._limits = limits or EngineLimits()
-        self._observer: EngineObserver = observer or _Silent()
-        self._waiting: deque[RunningSequence] = deque()
+        self._observer = observer or EngineObserver()
+        adapter, device, dtype = loaded.adapter, loaded.device, loaded.dtype
+        self._attention = choose_attention(device, dtype, self._limits.attention)
+        rows = self._limits.pool_rows(loaded, self.context_length)
+        self._pool = CachePool(rows, adapter.key_heads, adapter.head_dim, dtype, device)
+        self._features = FeatureCache(self._limits.feature_cache_bytes)
+        self._shares = Shares(self._limits.interactive_share)
+        self._waiting: dict[Priority, deque[RunningSequence]] = {priority: deque() for priority in PRIORITIES}
+        self._stage: PrefillStage | None = None
         self._running: list[RunningSequence] = []
+        self._decode_seconds = 0.0
         self._changed = threading.Condition()
         self._stopping = False
         self._progress = time.monotonic()
@@ -89,6 +85,18 @@ class Engine:
     def context_length(self) -> int:
         """Longest unpruned prompt and answer together, in tokens."""
         return min(self._loaded.context_length, self._limits.context_length or self._loaded.context_length)
+
+    @property
+    def cache_capacity(self) -> float:
+        """Tokens that all key/value caches hold together, averaged over layers."""
+        return self._pool.rows / self._loaded.adapter.depth
+
+    @property
+    def waits_for(self) -> float:
+        """Seconds that the sequence that waits longest has waited; 0 while none does."""
+        with self._changed:
+            since = [entry.submitted for line in self._waiting.values() for entry in line]
+        return time.monotonic() - min(since) if since else 0.0
 
     @property
     def stalled_for(self) -> float:
@@ -124,27 +132,41 @@ class Engine:
         """Queue a sequence.
 
         Raises:
-            ContextLengthError: prompt and answer do not fit into the context.
+            ContextLengthError: prompt and answer do not fit into the context, or into all of the cache.
             EngineStoppedError: the engine has not been started, has stopped or has failed.
         """
-        if len(sequence.prompt.tokens) + sequence.longest_answer > self.context_length:
+        self._require_room(sequence)
+        architecture = self._loaded.adapter.architecture
+        entry = RunningSequence(sequence, TextStream(self._loaded.tokenizer, sequence.sampling.stop), architecture)
+        if entry.most_cache_rows > self._pool.rows:
             raise ContextLengthError(
-                f"the prompt has {len(sequence.prompt.tokens)} tokens and up to {sequence.longest_answer} more "
-                f"were asked for, but the context holds {self.context_length}: use smaller images, a shorter prompt "
-                "or fewer max_tokens"
+                f"the pruned prompt and its answer take {entry.most_cache_rows / architecture.depth:.0f} tokens of "
+                f"cache, but there are {self.cache_capacity:.0f}: prune more, or use fewer max_tokens or a larger cache"
             )
-        entry = RunningSequence(sequence, TextStream(self._loaded.tokenizer, sequence.sampling.stop))
+        for image in sequence.prompt.images:
+            _ = image.digest  # computed here, in the caller's thread
         with self._changed:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
             if not self._busy():
                 self._progress = time.monotonic()  # idle until now, so not stalled
-            self._waiting.append(entry)
+            self._waiting[sequence.priority].append(entry)
             self._changed.notify()
         return entry.handle
 
+    def _require_room(self, sequence: Sequence) -> None:
+        tokens = len(sequence.prompt.tokens)
+        if tokens + sequence.longest_answer > self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {tokens} tokens and up to {sequence.longest_answer} more were asked for, but the "
+                f"context holds {self.context_length}: use smaller images, a shorter prompt or fewer max_tokens"
+            )
+
     def _busy(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._stage or any(self._waiting.values()))
+
+    def _admitted(self) -> list[RunningSequence]:
+        return [*self._running, *(self._stage.entries if self._stage else ())]
 
     def _loop(self) -> None:
         try:
@@ -155,81 +177,179 @@ class Engine:
                     if self._stopping:
                         break
                 self._drop_ended()
-                self._prefill_next()
+                self._admit()
+                self._prefill()
                 self._decode()
                 self._report()
         except BaseException:
             log.exception("the engine failed")
             raise
         finally:
-            with self._changed:
-                self._stopping = True
-                left = [*self._running, *self._waiting]
-                self._running.clear()
-                self._waiting.clear()
-            for entry in left:
-                entry.handle.put(EngineStoppedError("the engine stopped before the answer was finished"))
-            self._report()
+            self._end_all()
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._stopping = True
+            left = [*self._admitted(), *(entry for line in self._waiting.values() for entry in line)]
+            self._running, self._stage = [], None
+            for line in self._waiting.values():
+                line.clear()
+        for entry in left:
+            entry.end(EngineStoppedError("the engine stopped before the answer was finished"))
+        self._report()
 
     def _report(self) -> None:
         self._progress = time.monotonic()
-        tokens = sum(entry.cached_tokens for entry in self._running)
-        self._observer.load_changed(len(self._running), len(self._waiting), tokens)
+        admitted = self._admitted()
+        tokens = sum(entry.cached_tokens for entry in admitted)
+        self._observer.load_changed(len(admitted), sum(map(len, self._waiting.values())), tokens)
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
 
-        def ended(entry: RunningSequence) -> EngineError | None:
+        def error(entry: RunningSequence) -> EngineError | None:
             if entry.handle.cancelled:
                 return CancelledError("the sequence was cancelled")
             if entry.sequence.deadline is not None and now >= entry.sequence.deadline:
                 return DeadlineError("the deadline passed before the answer was finished")
             return None
 
-        with self._changed:
-            entries = [*self._running, *self._waiting]
-            errors = {id(entry): error for entry in entries if (error := ended(entry))}
-            self._running = [entry for entry in self._running if id(entry) not in errors]
-            self._waiting = deque(entry for entry in self._waiting if id(entry) not in errors)
-        for entry in entries:
-            if id(entry) in errors:
-                entry.handle.put(errors[id(entry)])
+        def left(entries: Iterable[RunningSequence]) -> list[RunningSequence]:
+            stay = []
+            for entry in entries:
+                reason = error(entry)
+                if reason is None:
+                    stay.append(entry)
+                else:
+                    ended.append((entry, reason))
+            return stay
 
-    def _prefill_next(self) -> None:
+        ended: list[tuple[RunningSequence, EngineError]] = []
         with self._changed:
+            self._running = left(self._running)
+            for priority, line in self._waiting.items():
+                self._waiting[priority] = deque(left(line))
+        for entry, reason in ended:
+            entry.end(reason)
+        if self._stage is not None:
+            self._drop_ended_from(self._stage, error)
+
+    def _drop_ended_from(self, stage: PrefillStage, error: Callable[[RunningSequence], EngineError | None]) -> None:
+        """Those that ended keep their rows in the packed prefill, unless nobody needs it any more."""
+        for entry in stage.entries:
+            if not entry.ended and (reason := error(entry)) is not None:
+                entry.deliver(reason)
+        if all(entry.ended for entry in stage.entries):
+            self._stage = None
+            for entry in stage.entries:
+                entry.free_cache()
+
+    def _admit(self) -> None:
+        if self._stage is not None:
+            return
+        limits = self._limits
+        with self._changed:
+            waiting = [priority for priority, line in self._waiting.items() if line]
+            if not waiting:
+                return
+            priority = self._shares.next(waiting)
+            line = self._waiting[priority]
+            most = 1 if limits.deterministic else limits.max_running
             count = admit(
-                [entry.candidate for entry in self._waiting],
+                [entry.candidate for entry in line],
                 [entry.candidate for entry in self._running],
-                self._limits.max_running,
-                self._limits.max_prefill_tokens,
+                Budget(
+                    sequences=min(most, limits.max_running - len(self._running)),
+                    prefill_tokens=limits.prefill_tokens(self._loaded.device),
+                    cache_rows=self._pool.free,
+                ),
             )
-            batch = [self._waiting.popleft() for _ in range(count)]
-            self._running += batch
-        for entry, logits in self._isolating("prefill", batch, self._prefill):
-            self._guarding("prefill", entry, partial(self._begin, entry, logits))
+            batch = [line.popleft() for _ in range(count)]
+            self._shares.served(priority, sum(entry.candidate.pruned_length for entry in batch))
+        if batch:
+            self._start(batch)
+
+    def _start(self, batch: list[RunningSequence]) -> PrefillStage:
+        tokens = self._limits.prefill_tokens(self._loaded.device)
+        self._stage = PrefillStage(self._loaded, self._attention, self._pool, self._features, batch, tokens)
+        return self._stage
+
+    def _prefill(self) -> None:
+        stage = self._stage
+        if stage is None:
+            return
+        share = self._limits.prefill_share
+        failure = self._run_stage(stage, self._decode_seconds * share / (1 - share) if self._running else None)
+        if failure is None:
+            return
+        if len(stage.entries) == 1:
+            self._fail("prefill", stage.entries[0], failure)
+            return
+        for entry in stage.entries:  # one by one: only the culprit must fail
+            if not entry.ended and (failure := self._run_stage(self._start([entry]), None)) is not None:
+                self._fail("prefill", entry, failure)
+
+    def _run_stage(self, stage: PrefillStage, seconds: float | None) -> Exception | None:
+        """Go on for so long and, when it is done, begin the answers; the error that ended it instead."""
+        try:
+            if not stage.run(seconds):
+                return None
+            logits = stage.finish()
+        except Exception as error:
+            log.warning("prefill of %d sequences failed", len(stage.entries), exc_info=True)
+            self._stage = None
+            for entry in stage.entries:
+                entry.free_cache()
+            return error.with_traceback(None)  # it would keep the tensors
+        self._running += [entry for entry in stage.entries if not entry.ended]
+        self._stage = None
+        self._observer.stepped("prefill", len(stage.entries))
+        self._observer.images_looked_up(self._features.hits, self._features.misses)
+        for entry, row in zip(stage.entries, logits, strict=True):
+            if entry.ended:
+                entry.free_cache()
+            else:
+                self._guarding("prefill", entry, partial(self._begin, entry, row))
+        return None
 
     def _decode(self) -> None:
-        for entry, logits in self._isolating("decode", list(self._running), self._decode_step):
+        started = time.monotonic()
+        self._make_room()
+        batch = list(self._running)
+        if self._limits.deterministic:
+            outcome = [pair for entry in batch for pair in self._isolating([entry])]
+        else:
+            outcome = self._isolating(batch)
+        for entry, logits in outcome:
             self._guarding("decode", entry, partial(self._choose, entry, logits))
+        self._decode_seconds = time.monotonic() - started
 
-    def _isolating(
-        self, phase: str, batch: list[RunningSequence], run: Callable[[list[RunningSequence]], list[T]]
-    ) -> list[T]:
-        """Run a shared step; when it fails, run it sequence by sequence and end only those that fail again."""
+    def _make_room(self) -> None:
+        """Room for one more token of each running sequence; where the pool is full, the youngest give theirs back."""
+        for entry in list(self._running):
+            while entry in self._running and not entry.grow_cache():
+                youngest = self._running.pop()
+                youngest.preempted()
+                with self._changed:
+                    self._waiting[youngest.sequence.priority].appendleft(youngest)
+                self._observer.preempted()
+
+    def _isolating(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
+        """Decode one step together; when that fails, one by one, and end only those that fail again."""
         if not batch:
             return []
         try:
-            outcome = run(batch)
+            logits = self._step([entry.last_token() for entry in batch])
         except Exception as error:
             if len(batch) == 1:
-                self._fail(phase, batch[0], error)
+                self._fail("decode", batch[0], error)
                 return []
-            log.warning("%s of %d sequences failed, running them one by one: %r", phase, len(batch), error)
+            log.warning("decode of %d sequences failed, running them one by one", len(batch), exc_info=True)
         else:
-            self._observer.stepped(phase, len(batch))
-            return outcome
+            self._observer.stepped("decode", len(batch))
+            return list(zip(batch, logits, strict=True))
         # Outside of `except`: the error's traceback would keep the failed step's tensors.
-        return [item for entry in batch for item in self._isolating(phase, [entry], run)]
+        return [item for entry in batch for item in self._isolating([entry])]
 
     def _guarding(self, phase: str, entry: RunningSequence, act: Callable[[], None]) -> None:
         try:
@@ -238,38 +358,25 @@ class Engine:
             self._fail(phase, entry, error)
 
     def _fail(self, phase: str, entry: RunningSequence, error: Exception) -> None:
-        log.error("%s of sequence %s failed", phase, entry.sequence.id, exc_info=error)
+        log.error("%s of sequence %s failed: %r", phase, entry.sequence.id, error)
         if entry in self._running:
             self._running.remove(entry)
-        entry.handle.put(EngineError(f"{phase} failed: {type(error).__name__}"))
+        entry.end(EngineError(f"{phase} failed: {type(error).__name__}"))
 
-    def _prefill(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
-        adapter, device = self._loaded.adapter, self._loaded.device
-        start = time.monotonic()
-        sequences = [entry.sequence for entry in batch]
-        features = encode_images(adapter, sequences, device)
-        self._synchronize()
-        encoded = time.monotonic()
-        prompts, logits = prefill(adapter, sequences, features, device)
-        self._synchronize()
-        for entry, prompt in zip(batch, prompts, strict=True):
-            entry.prefilled(prompt, admitted=start, encoded=encoded)
-        return list(zip(batch, logits, strict=True))
+    def _step(self, rows: list[StepRows]) -> Tensor:
+        return step(self._loaded.adapter, self._attention, self._pool, rows, self._loaded.device)
 
     def _begin(self, entry: RunningSequence, logits: Tensor) -> None:
-        """After prefill: take the first token, repeat a forced prefix, or score a given answer."""
+        """After prefill: take the first token, go on where an earlier one stopped, or score a given answer."""
         sequence = entry.sequence
-        entry.reserve()
         if sequence.score_only:
             self._finish(entry, "stop", self._log_likelihood(entry, logits))
+        elif entry.tokens:
+            self._compute_given(entry, tuple(entry.tokens))
         elif sequence.forced_prefix:
             self._replay(entry)
         else:
             self._choose(entry, logits)
-
-    def _decode_step(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
-        logits = step(self._loaded.adapter, [entry.last_token() for entry in batch], self._loaded.device)
-        return list(zip(batch, logits, strict=True))
 
     def _choose(self, entry: RunningSequence, logits: Tensor) -> None:
         self._advance(entry, next_token(logits, entry.sequence.sampling, len(entry.tokens)))
@@ -281,14 +388,18 @@ class Engine:
             self._advance(entry, token, emit=False)
             if entry not in self._running:
                 return
-        if len(prefix) > 1:
-            step(self._loaded.adapter, [entry.given_tokens(prefix[:-1])], self._loaded.device)
+        self._compute_given(entry, prefix)
+
+    def _compute_given(self, entry: RunningSequence, tokens: tuple[int, ...]) -> None:
+        """Fill the cache up to the last of the tokens, which the next step takes."""
+        if len(tokens) > 1:
+            self._step([entry.given_tokens(tokens[:-1])])
 
     def _log_likelihood(self, entry: RunningSequence, first_logits: Tensor) -> float:
         answer = entry.sequence.score_only
         rows = [first_logits.unsqueeze(0)]
         if len(answer) > 1:
-            rows.append(step(self._loaded.adapter, [entry.given_tokens(answer[:-1])], self._loaded.device))
+            rows.append(self._step([entry.given_tokens(answer[:-1])]))
         scores = torch.log_softmax(torch.cat(rows).float(), dim=-1)
         return float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
 
@@ -302,9 +413,4 @@ class Engine:
 
     def _finish(self, entry: RunningSequence, reason: str, log_likelihood: float | None = None) -> None:
         self._running.remove(entry)
-        entry.handle.put(entry.result(reason, log_likelihood))
-
-    def _synchronize(self) -> None:
-        """Wait for the GPU, so that phase times are true."""
-        if self._loaded.device.type == "cuda":
-            torch.cuda.synchronize(self._loaded.device)
+        entry.end(entry.result(reason, log_likelihood))

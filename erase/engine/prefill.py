@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from erase.cutting import LayerRun, add_deep_features, cut_prompt
-from erase.engine.cache import SequenceCache, attend
+from erase.engine.attention import Attention
+from erase.engine.cache import CachePool, SequenceCache
 from erase.engine.sequence import Sequence
 from erase.methods.base import Cut
 from erase.models.base import VisionFeatures, VisionLanguageAdapter
 from erase.rows import PromptRows
+from erase.trace import CutTrace
 
 
 @dataclass(eq=False)
@@ -25,8 +27,10 @@ class PackedPrompt:
     cache: SequenceCache
     deep: tuple[Tensor, ...]
     """DeepStack features [vision tokens, d] to add after the first layers."""
-    offset: int = 0
+    offset: int
     """First row in the packed run."""
+    waiting: dict[int, tuple[Tensor, Tensor]]
+    """Keys and values [rows, key heads, head_dim] of layers that a later cut will prune before they are cached."""
 
     @property
     def slice(self) -> slice:
@@ -38,108 +42,136 @@ class PackedPrompt:
         """The cuts that its method planned."""
         return self.rows.cuts
 
-
-@torch.inference_mode()
-def encode_images(
-    adapter: VisionLanguageAdapter, sequences: list[Sequence], device: torch.device
-) -> list[VisionFeatures]:
-    """Vision features of each sequence, its images concatenated; all images in one call of the encoder."""
-    images = [image for sequence in sequences for image in sequence.prompt.images]
-    encoded: Iterator[VisionFeatures] = iter(())
-    if images:
-        grids = torch.tensor([image.grid_thw for image in images], device=device)
-        pixels = torch.cat([image.pixel_values for image in images]).to(device)
-        encoded = iter(adapter.encode_images(pixels, grids))
-    weight = adapter.embed_tokens.weight
-    return [
-        _concatenated([next(encoded) for _ in sequence.prompt.images], weight.new_empty(0, weight.shape[1]))
-        for sequence in sequences
-    ]
+    @property
+    def done(self) -> tuple[CutTrace, ...]:
+        """The cuts made so far."""
+        return tuple(self.rows.done)
 
 
-def _concatenated(images: list[VisionFeatures], nothing: Tensor) -> VisionFeatures:
-    layers = zip(*(image.deep for image in images), strict=True)
-    return VisionFeatures(
-        tokens=torch.cat([nothing, *(image.tokens.to(nothing.dtype) for image in images)]),
-        deep=tuple(torch.cat(layer) for layer in layers),
-    )
+class Prefill:
+    """Prompts on their way through the layers, as many layers at a time as the caller likes.
 
-
-@torch.inference_mode()
-def prefill(
-    adapter: VisionLanguageAdapter, sequences: list[Sequence], features: list[VisionFeatures], device: torch.device
-) -> tuple[list[PackedPrompt], Tensor]:
-    """Run prompts through all layers.
-
-    Returns the prompts, with filled caches, and the logits after each prompt's last token [prompts, vocabulary].
+    Args:
+        adapter: the model.
+        attention: how to compute attention.
+        sequences: the prompts.
+        features: vision features of each, its images concatenated.
+        caches: an empty cache for each, of the planned lengths.
+        device: the model's.
     """
-    prompts, hidden, positions = _pack(adapter, sequences, features, device)
-    cos, sin = (part.squeeze(0) for part in adapter.rotary(hidden.unsqueeze(0), positions.unsqueeze(1)))
-    for layer in range(adapter.depth):
-        query, key, value = adapter.project(layer, hidden, cos, sin)
-        attended = torch.empty_like(query)
-        for prompt in prompts:
-            own_key, own_value = key[:, prompt.slice], value[:, prompt.slice]
-            prompt.cache.store(layer, own_key, own_value)
-            attended[:, prompt.slice] = attend(query[:, prompt.slice], own_key, own_value, adapter.scale)
-        layer_input, hidden = hidden, adapter.finish_layer(layer, hidden, attended)
-        for prompt in prompts:
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        adapter: VisionLanguageAdapter,
+        attention: Attention,
+        sequences: List[Sequence],
+        features: List[VisionFeatures],
+        caches: List[SequenceCache],
+        device: torch.device,
+    ) -> None:
+        self._adapter = adapter
+        self._attention = attention
+        self._device = device
+        self._layer = 0
+        self.prompts: list[PackedPrompt] = []
+        self._hidden, self._cos, self._sin = self._pack(sequences, features, caches)
+
+    @property
+    def layers_left(self) -> int:
+        """Decoder layers that have not run yet."""
+        return self._adapter.depth - self._layer
+
+    @property
+    def rows(self) -> int:
+        """Rows that the next layer runs."""
+        return len(self._hidden)
+
+    @torch.inference_mode()
+    def run_layer(self) -> None:
+        """Run the next decoder layer and the cuts behind it."""
+        adapter, layer = self._adapter, self._layer
+        heads = adapter.project(layer, self._hidden, self._cos, self._sin)
+        query, key, value = (part.transpose(0, 1) for part in heads)
+        lengths = [prompt.rows.rows for prompt in self.prompts]
+        attended = self._attention.prompts(query, key, value, lengths, adapter.scale)
+        layer_input, hidden = self._hidden, adapter.finish_layer(layer, self._hidden, attended.transpose(0, 1))
+        for prompt in self.prompts:
+            prompt.waiting[layer] = key[prompt.slice], value[prompt.slice]
             prompt.rows.ran_layer()
             if layer < len(prompt.deep):
                 add_deep_features(hidden, prompt.rows, prompt.offset, prompt.deep[layer])
-        run = LayerRun(layer, layer_input, hidden, cos, sin)
-        kept = [_cut(adapter, prompt, run) for prompt in prompts]
+        run = LayerRun(layer, layer_input, hidden, self._cos, self._sin)
+        kept = [self._cut(prompt, run) for prompt in self.prompts]
+        self._hidden = hidden
         if any(rows is not None for rows in kept):
-            hidden, cos, sin = _repack(prompts, kept, hidden, cos, sin)
-    last = torch.tensor([prompt.slice.stop - 1 for prompt in prompts], device=device)
-    return prompts, adapter.logits(hidden[last])
+            self._close_gaps(kept)
+        for prompt in self.prompts:
+            _cache_final_rows(prompt)
+        self._layer += 1
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """After the last layer: the logits behind each prompt's last token [prompts, vocabulary]."""
+        last = torch.tensor([prompt.slice.stop - 1 for prompt in self.prompts], device=self._device)
+        return self._adapter.logits(self._hidden[last])
+
+    def _pack(
+        self, sequences: List[Sequence], features: List[VisionFeatures], caches: List[SequenceCache]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of all prompts after stage 1, one behind the other: states [R, d] and rotations [R, head_dim]."""
+        adapter, device = self._adapter, self._device
+        hidden, positions = [], []
+        offset = 0
+        for sequence, feature, cache in zip(sequences, features, caches, strict=True):
+            method, preselection = sequence.method, sequence.preselection
+            cuts = method.plan(preselection, adapter.architecture)
+            tokens = sequence.prompt.tokens.to(device)
+            rows = PromptRows(method, preselection, cuts, tokens == adapter.image_token_id, sequence.frozen_cuts)
+            states = adapter.embed_tokens(tokens[rows.index])
+            states[rows.columns] = method.postencode(feature.tokens, preselection).to(states.dtype)
+            self.prompts.append(PackedPrompt(sequence, rows, cache, feature.deep, offset, {}))
+            offset += rows.rows
+            hidden.append(states)
+            positions.append(sequence.prompt.positions.to(device)[:, rows.index])
+        states = torch.cat(hidden)
+        cos, sin = adapter.rotary(states.unsqueeze(0), torch.cat(positions, dim=1).unsqueeze(1))
+        return states, cos.squeeze(0), sin.squeeze(0)
+
+    def _cut(self, prompt: PackedPrompt, run: LayerRun) -> Tensor | None:
+        """Stage 2 after this layer if the prompt's plan says so: the rows (of this prompt) that survive, else None."""
+        cut = prompt.rows.next_cut
+        keys = prompt.waiting[run.layer][0].transpose(0, 1)
+        kept = cut_prompt(self._adapter, prompt.rows, run, prompt.offset, lambda: keys)
+        if kept is not None and cut is not None and cut.prune_cache:
+            for layer, states in prompt.waiting.items():
+                rows = prompt.rows.cached_rows(layer)
+                key, value = (part.index_select(0, rows) for part in states)
+                prompt.waiting[layer] = key, value
+            prompt.rows.forget_dropped()
+        return kept
+
+    def _close_gaps(self, kept: list[Tensor | None]) -> None:
+        """Close the gaps that cuts left in the packed run."""
+        rows = []
+        offset = 0
+        for prompt, own in zip(self.prompts, kept, strict=True):
+            if own is None:
+                own = torch.arange(prompt.rows.rows, device=self._device)
+            rows.append(own + prompt.offset)
+            prompt.offset = offset
+            offset += prompt.rows.rows
+        index = torch.cat(rows)
+        self._hidden, self._cos, self._sin = self._hidden[index], self._cos[index], self._sin[index]
 
 
-def _pack(
-    adapter: VisionLanguageAdapter, sequences: list[Sequence], features: list[VisionFeatures], device: torch.device
-) -> tuple[list[PackedPrompt], Tensor, Tensor]:
-    """Rows of all prompts after stage 1, one behind the other: hidden states [R, d] and positions [axes, R]."""
-    prompts, hidden, positions = [], [], []
-    offset = 0
-    for sequence, feature in zip(sequences, features, strict=True):
-        method, preselection = sequence.method, sequence.preselection
-        cuts = method.plan(preselection, adapter.architecture)
-        tokens = sequence.prompt.tokens.to(device)
-        rows = PromptRows(method, preselection, cuts, tokens == adapter.image_token_id)
-        states = adapter.embed_tokens(tokens[rows.index])
-        states[rows.columns] = method.postencode(feature.tokens, preselection).to(states.dtype)
-        prompts.append(PackedPrompt(sequence, rows, SequenceCache(adapter.depth), feature.deep, offset))
-        offset += rows.rows
-        hidden.append(states)
-        positions.append(sequence.prompt.positions.to(device)[:, rows.index])
-    return prompts, torch.cat(hidden), torch.cat(positions, dim=1)
-
-
-def _cut(adapter: VisionLanguageAdapter, prompt: PackedPrompt, run: LayerRun) -> Tensor | None:
-    """Stage 2 after this layer if the prompt's plan says so: the rows (of this prompt) that survive, else None."""
-    cut = prompt.rows.next_cut
-    kept = cut_prompt(adapter, prompt.rows, run, prompt.offset, lambda: prompt.cache.keys(run.layer))
-    if kept is not None and cut is not None and cut.prune_cache:
-        for layer in range(run.layer + 1):
-            prompt.cache.keep_rows(layer, prompt.rows.cached_rows(layer))
-        prompt.rows.forget_dropped()
-    return kept
-
-
-def _repack(
-    prompts: list[PackedPrompt], kept: list[Tensor | None], hidden: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Close the gaps that cuts left in the packed run."""
-    rows = []
-    offset = 0
-    for prompt, own in zip(prompts, kept, strict=True):
-        if own is None:
-            own = torch.arange(prompt.rows.rows, device=hidden.device)
-        rows.append(own + prompt.offset)
-        prompt.offset = offset
-        offset += prompt.rows.rows
-    index = torch.cat(rows)
-    return hidden[index], cos[index], sin[index]
+def _cache_final_rows(prompt: PackedPrompt) -> None:
+    """Move to the cache what no later cut will prune."""
+    if any(cut.prune_cache for cut in prompt.cuts[len(prompt.rows.done) :]):
+        return
+    for layer, (key, value) in prompt.waiting.items():
+        prompt.cache.store(layer, key, value)
+    prompt.waiting.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +185,9 @@ class StepRows:
 
 
 @torch.inference_mode()
-def step(adapter: VisionLanguageAdapter, rows: list[StepRows], device: torch.device) -> Tensor:
+def step(
+    adapter: VisionLanguageAdapter, attention: Attention, pool: CachePool, rows: List[StepRows], device: torch.device
+) -> Tensor:
     """Run the new tokens of all running sequences together: logits of every new token [tokens, vocabulary]."""
     tokens = torch.tensor([token for row in rows for token in row.tokens], device=device)
     positions = torch.cat([torch.arange(row.position, row.position + len(row.tokens)) for row in rows]).to(device)
@@ -161,16 +195,13 @@ def step(adapter: VisionLanguageAdapter, rows: list[StepRows], device: torch.dev
     cos, sin = (
         part.squeeze(0) for part in adapter.rotary(hidden.unsqueeze(0), positions.expand(adapter.position_axes, 1, -1))
     )
+    lengths = [len(row.tokens) for row in rows]
     for layer in range(adapter.depth):
-        query, key, value = adapter.project(layer, hidden, cos, sin)
-        attended = torch.empty_like(query)
-        start = 0
-        for row in rows:
-            own = slice(start, start + len(row.tokens))
-            keys, values = row.cache.append(layer, key[:, own], value[:, own])
-            attended[:, own] = attend(query[:, own], keys, values, adapter.scale)
-            start = own.stop
-        hidden = adapter.finish_layer(layer, hidden, attended)
+        query, key, value = (part.transpose(0, 1) for part in adapter.project(layer, hidden, cos, sin))
+        new = zip(rows, torch.split(key, lengths), torch.split(value, lengths), strict=True)
+        spans = [row.cache.append(layer, own_key, own_value) for row, own_key, own_value in new]
+        attended = attention.steps(query, pool.keys, pool.values, lengths, spans, adapter.scale)
+        hidden = adapter.finish_layer(layer, hidden, attended.transpose(0, 1))
     logits = adapter.logits(hidden)
     for row in rows:
         row.cache.commit(len(row.tokens))

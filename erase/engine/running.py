@@ -4,28 +4,62 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container
+from dataclasses import replace
 
+from erase.engine.cache import CachePool, SequenceCache, planned_lengths
 from erase.engine.prefill import PackedPrompt, StepRows
 from erase.engine.scheduler import Candidate
-from erase.engine.sequence import Handle, PhaseTimes, Result, Sequence, TokenEvent
+from erase.engine.sequence import EngineError, Handle, PhaseTimes, Result, Sequence, TokenEvent
 from erase.engine.text import TextStream
+from erase.methods.base import Architecture
+
+FIRST_ROOM = 64
+"""Tokens of an answer that a sequence has room for in its cache at first; doubled when they are used up."""
+
+
+def planned_cache(sequence: Sequence, architecture: Architecture) -> tuple[int, ...]:
+    """Rows per layer that a sequence will have cached after prefill."""
+    preselection = sequence.preselection
+    return planned_lengths(
+        text=len(sequence.prompt.tokens) - preselection.tokens,
+        vision=len(preselection.kept),
+        cuts=sequence.method.plan(preselection, architecture),
+        depth=architecture.depth,
+    )
 
 
 class RunningSequence:
-    """State of one submitted sequence. `prefilled` gives it its prompt; then tokens are added until one is the last."""
+    """State of one submitted sequence. `prefilled` gives it its prompt; then tokens are added until one is the last.
 
-    def __init__(self, sequence: Sequence, text: TextStream) -> None:
+    When its cache is needed by others it is `preempted`, and prefilled again later; what it has answered stays.
+    """
+
+    def __init__(self, sequence: Sequence, text: TextStream, architecture: Architecture) -> None:
         self.sequence = sequence
         self.handle = Handle(sequence.id)
         self.tokens: list[int] = []
         self._text = text
-        self._submitted = time.monotonic()
+        self.submitted = time.monotonic()
+        self.ended = False
+        self._times: tuple[float, float, float] | None = None
+        self._cache: SequenceCache | None = None
         self._prompt: PackedPrompt | None = None
+        self.planned = planned_cache(sequence, architecture)
+        """Rows per layer after prefill."""
 
     @property
     def candidate(self) -> Candidate:
         """What admission needs to know."""
-        return Candidate(self.sequence.pruned_length, self.sequence.alone)
+        return Candidate(
+            pruned_length=self.sequence.pruned_length,
+            cache_rows=self._rows_with(self._first_room),
+            alone=self.sequence.alone,
+        )
+
+    @property
+    def most_cache_rows(self) -> int:
+        """Rows of the pool that it takes at most."""
+        return self._rows_with(self.sequence.longest_answer)
 
     @property
     def cached_tokens(self) -> float:
@@ -35,15 +69,52 @@ class RunningSequence:
         lengths = self._prompt.cache.lengths
         return sum(lengths) / len(lengths)
 
+    def take_cache(self, pool: CachePool) -> SequenceCache:
+        """Take rows of the pool for the prompt and the first tokens of the answer.
+
+        Raises:
+            MemoryError: the pool has too few; admission must not let that happen.
+        """
+        self._cache = SequenceCache.create(pool, self.planned, self._first_room)
+        if self._cache is None:
+            raise MemoryError(f"the pool of caches has {pool.free} rows left, {self.candidate.cache_rows} are needed")
+        return self._cache
+
+    def deliver(self, outcome: Result | EngineError) -> None:
+        """Its end, told to whoever waits."""
+        self.ended = True
+        self.handle.put(outcome)
+
+    def end(self, outcome: Result | EngineError) -> None:
+        """Its end: told, and all that it holds given back."""
+        self.free_cache()
+        self.deliver(outcome)
+
+    def free_cache(self) -> None:
+        """Give back all that it holds; may be called again."""
+        if self._cache is not None:
+            self._cache.free()
+        self._cache = self._prompt = None
+
+    def grow_cache(self) -> bool:
+        """Make room for one more token; False if the pool is full."""
+        cache = self._rows().cache
+        if cache.room > 0:
+            return True
+        left = self.sequence.longest_answer - len(self.tokens) + 1
+        return cache.grow(min(left, max(FIRST_ROOM, len(self.tokens)))) or cache.grow(1)
+
+    def preempted(self) -> None:
+        """Its cache goes to others. It waits again and will keep the vision tokens that it kept."""
+        self.sequence = replace(self.sequence, frozen_cuts=self._rows().done)
+        self.free_cache()
+
     def prefilled(self, prompt: PackedPrompt, *, admitted: float, encoded: float) -> None:
         """Take over the prompt after prefill; the times are `time.monotonic()` seconds."""
         self._prompt = prompt
-        self._cache_lengths = prompt.cache.lengths
-        self._admitted, self._encoded, self._prefilled = admitted, encoded, time.monotonic()
-
-    def reserve(self) -> None:
-        """Make room in the cache for the longest answer."""
-        self._rows().cache.reserve(self.sequence.longest_answer)
+        if self._times is None:  # else it was preempted: the first prefill counts
+            self._cache_lengths = prompt.cache.lengths
+            self._times = admitted, encoded, time.monotonic()
 
     def last_token(self) -> StepRows:
         """The newest token as input of the next step."""
@@ -73,22 +144,33 @@ class RunningSequence:
     def result(self, reason: str, log_likelihood: float | None = None) -> Result:
         """The finished sequence."""
         prompt = self._rows()
+        assert self._times is not None, "not prefilled yet"  # noqa: S101
+        admitted, encoded, prefilled = self._times
         return Result(
             tokens=tuple(self.tokens),
             text=self._text.text,
             finish_reason=reason,
             times=PhaseTimes(
-                queue=self._admitted - self._submitted,
-                encode=self._encoded - self._admitted,
-                prefill=self._prefilled - self._encoded,
-                decode=time.monotonic() - self._prefilled,
-                first_token=self._prefilled - self._submitted,
+                queue=admitted - self.submitted,
+                encode=encoded - admitted,
+                prefill=prefilled - encoded,
+                decode=time.monotonic() - prefilled,
+                first_token=prefilled - self.submitted,
             ),
             cuts=prompt.cuts,
             kept=prompt.rows.survivors.cpu(),
             cache_lengths=self._cache_lengths,
             log_likelihood=log_likelihood,
         )
+
+    @property
+    def _first_room(self) -> int:
+        """Room for what is answered at once: a given answer, what was emitted before, or the first tokens."""
+        given = max(len(self.sequence.score_only), len(self.sequence.forced_prefix), len(self.tokens))
+        return min(self.sequence.longest_answer, max(FIRST_ROOM, given + 1))
+
+    def _rows_with(self, room: int) -> int:
+        return sum(self.planned) + room * len(self.planned)
 
     def _rows(self) -> PackedPrompt:
         assert self._prompt is not None, "not prefilled yet"  # noqa: S101

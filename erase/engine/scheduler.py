@@ -1,34 +1,78 @@
-"""Which waiting sequences join next: first come, first served, within the engine's limits. Pure."""
+"""Which waiting sequences join next: first come, first served within each priority and the engine's limits. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from erase.engine.sequence import Priority
+
+PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What admission needs to know of a sequence: its pruned prompt length, and whether it must run alone."""
+    """What admission needs to know of a sequence.
+
+    `pruned_length` is its prompt in tokens after stage 1, `cache_rows` what it takes of the pool of caches at first;
+    `alone` says that it must share the engine with nobody.
+    """
 
     pruned_length: int
+    cache_rows: int = 0
     alone: bool = False
 
 
-def admit(waiting: List[Candidate], running: List[Candidate], max_running: int, max_prefill_tokens: int) -> int:
+@dataclass(frozen=True)
+class Budget:
+    """What may still be taken: sequences, prompt tokens in one prefill, rows of the pool of caches."""
+
+    sequences: int
+    prefill_tokens: int
+    cache_rows: int
+
+
+def admit(waiting: List[Candidate], running: List[Candidate], budget: Budget) -> int:
     """How many sequences from the front of `waiting` to prefill in the next step.
 
-    Nobody is overtaken, so nobody starves. A prompt longer than `max_prefill_tokens` is prefilled on its own. A
-    sequence that runs alone waits until nothing runs, and nothing joins it: a second attempt must not take
-    neighbours down with it.
+    Nobody is overtaken, so nobody starves. A prompt longer than the budget of a prefill is prefilled on its own. A
+    sequence that runs alone waits until nothing runs, and nothing joins it: a second attempt must not take neighbours
+    down with it.
     """
     if any(candidate.alone for candidate in running):
         return 0
-    admitted = tokens = 0
+    admitted = tokens = rows = 0
     for candidate in waiting:
         if candidate.alone:
             return 1 if not running and admitted == 0 else admitted
         tokens += candidate.pruned_length
-        if len(running) + admitted == max_running or (admitted and tokens > max_prefill_tokens):
+        rows += candidate.cache_rows
+        if admitted == budget.sequences or (admitted and tokens > budget.prefill_tokens) or rows > budget.cache_rows:
             break
         admitted += 1
     return admitted
+
+
+@dataclass
+class Shares:
+    """Shares the prefill between the priorities: while both wait, each gets its share of the prompt tokens.
+
+    `interactive` is its share, above 0 and below 1.
+    """
+
+    interactive: float = 0.8
+    _served: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0.0))
+
+    def next(self, waiting: List[Priority]) -> Priority:
+        """Whose turn it is, out of the priorities that wait (at least one). An idle one saves nothing up."""
+        if len(set(waiting)) == 1:
+            self._served = dict.fromkeys(PRIORITIES, 0.0)
+            return waiting[0]
+        return min(PRIORITIES, key=lambda priority: self._served[priority] / self._share(priority))
+
+    def served(self, priority: Priority, tokens: int) -> None:
+        """So many prompt tokens of a priority were admitted."""
+        self._served[priority] += tokens
+
+    def _share(self, priority: Priority) -> float:
+        return self.interactive if priority == "interactive" else 1 - self.interactive

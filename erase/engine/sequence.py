@@ -7,12 +7,16 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from erase.errors import EraseError, InputError
 from erase.methods.base import Cut, Method, Preselection
 from erase.models.prompt import PreparedPrompt
+from erase.trace import CutTrace
+
+Priority = Literal["interactive", "batch"]
 
 
 class EngineError(EraseError):
@@ -77,6 +81,9 @@ class Sequence:
     """Tokens that an earlier attempt already emitted: repeated, not emitted again."""
     score_only: tuple[int, ...] = ()
     """Tokens of a given answer whose log-likelihood is wanted instead of a generated one."""
+    priority: Priority = "interactive"
+    frozen_cuts: tuple[CutTrace, ...] = ()
+    """The cuts of an earlier prefill of the same prompt: made again as they were."""
 
     @property
     def alone(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 import torch
 from PIL import Image
@@ -31,6 +33,14 @@ class PreparedImage:
     def tokens(self) -> int:
         """Vision tokens before pruning."""
         return self.pixels.tokens
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pixels that the model sees and of how they are laid out: equal for equal vision features."""
+        seen = self.pixels
+        digest = sha256(repr((tuple(seen.tiles.shape), self.grid_thw, seen.cell)).encode())
+        digest.update(seen.tiles.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def cell_grid(self) -> tuple[int, int]:

@@ -410,7 +410,7 @@ class TestFailures:
         def failing(*_, **__):
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr("erase.engine.engine.prefill", failing)
+        monkeypatch.setattr("erase.engine.stage.Prefill", failing)
         assert command("ask", PAGE, QUESTION) == (1, "", "erase ask: prefill failed: RuntimeError\n")
 
 

@@ -15,11 +15,17 @@ from slow_cases import IMAGENET_MEAN, IMAGENET_STD, QWEN_MEAN, QWEN_STD, inputs_
 from torch import Tensor
 
 import erase
-from erase.engine import Engine, EngineLimits, Handle, Result, SamplingParams, Sequence
+from erase.engine import Engine, EngineLimits, EngineObserver, Handle, Result, SamplingParams, Sequence
+from erase.engine.attention import Attention, SdpaAttention
+from erase.engine.cache import CachePool, SequenceCache
+from erase.engine.images import Encoding, FeatureCache
+from erase.engine.prefill import Prefill, StepRows, step
+from erase.engine.running import planned_cache
 from erase.methods import method_for
 from erase.methods.base import Method, ScoreContext
 from erase.methods.none import NoPruning
 from erase.models import adapter_for
+from erase.models.base import VisionFeatures, VisionLanguageAdapter
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedImage, PreparedPrompt, prepare_images, prepare_prompt
 from erase.pixels.images import VisionImage
@@ -36,11 +42,13 @@ class Sample:
 
 
 @dataclass
-class Recorder:
+class Recorder(EngineObserver):
     """Remembers what the engine reports."""
 
     steps: list[tuple[str, int]] = field(default_factory=list)
     loads: list[tuple[int, int, float]] = field(default_factory=list)
+    preemptions: int = 0
+    lookups: tuple[int, int] = (0, 0)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def stepped(self, phase: str, batch: int) -> None:
@@ -51,9 +59,65 @@ class Recorder:
             self.loads.append((running, waiting, cache_tokens))
             self.changed.notify_all()
 
+    def preempted(self) -> None:
+        self.preemptions += 1
+
+    def images_looked_up(self, found: int, missing: int) -> None:
+        self.lookups = found, missing
+
     def wait_for_load(self, wanted: Callable[[tuple[int, int, float]], bool]) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: bool(self.loads) and wanted(self.loads[-1]), TIMEOUT_S)
+
+
+class Packed:
+    """Sequences in one packed prefill, and steps behind it, without an engine around them."""
+
+    def __init__(
+        self,
+        adapter: VisionLanguageAdapter,
+        sequences: List[Sequence],
+        room: int = 8,
+        attention: Attention | None = None,
+    ) -> None:
+        self.adapter, self.sequences = adapter, sequences
+        self.attention = attention or SdpaAttention()
+        self.device = adapter.embed_tokens.weight.device
+        plans = [planned_cache(sequence, adapter.architecture) for sequence in sequences]
+        rows = sum(sum(plan) + room * len(plan) for plan in plans)
+        self.pool = CachePool(rows, adapter.key_heads, adapter.head_dim, adapter.embed_tokens.weight.dtype, self.device)
+        caches = [SequenceCache.create(self.pool, plan, room) for plan in plans]
+        self.features = encoded(adapter, sequences)
+        prefill = Prefill(adapter, self.attention, sequences, self.features, caches, self.device)  # type: ignore[arg-type]
+        while prefill.layers_left:
+            prefill.run_layer()
+        self.prompts, self.logits = prefill.prompts, prefill.logits()
+        self.lengths = [prompt.cache.lengths for prompt in self.prompts]
+        assert self.lengths == plans
+
+    def step(self, tokens: List[tuple[int, ...]], number: int = 0) -> Tensor:
+        """New tokens of each sequence, the first of which has this number in its answer: logits of all."""
+        rows = [
+            StepRows(prompt.cache, own, prompt.sequence.prompt.next_position + number)
+            for prompt, own in zip(self.prompts, tokens, strict=True)
+        ]
+        return step(self.adapter, self.attention, self.pool, rows, self.device)
+
+    def greedy(self, steps: int) -> Tensor:
+        """Logits [sequences, steps, vocabulary] of the prompts' ends and of the likeliest tokens behind them."""
+        logits = [self.logits]
+        for number in range(steps - 1):
+            logits.append(self.step([(int(token),) for token in logits[-1].argmax(-1)], number))
+        return torch.stack(logits, dim=1)
+
+
+def encoded(adapter: VisionLanguageAdapter, sequences: List[Sequence]) -> list[VisionFeatures]:
+    """Vision features of each sequence, its images concatenated."""
+    images = [sequence.prompt.images for sequence in sequences]
+    encoding = Encoding(adapter, images, FeatureCache(0), adapter.embed_tokens.weight.device, 10**6)
+    while not encoding.done:
+        encoding.run_layer()
+    return encoding.features()
 
 
 class Gate(NoPruning):
@@ -120,6 +184,7 @@ def ask(
     attempt: int = 1,
     forced_prefix: tuple[int, ...] = (),
     score_only: tuple[int, ...] = (),
+    priority: Any = "interactive",
     **sampling: Any,
 ) -> Sequence:
     """A sequence as the worker would submit it; without a method nothing is pruned."""
@@ -135,6 +200,7 @@ def ask(
         attempt=attempt,
         forced_prefix=forced_prefix,
         score_only=score_only,
+        priority=priority,
     )
 
 

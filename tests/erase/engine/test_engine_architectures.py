@@ -5,17 +5,16 @@ from functools import cache
 import pytest
 import torch
 from batch_cases import BUILDERS, POLICIES, Prompt, inputs_of, prompts, pruned, tiny
-from engine_cases import bare, bare_sequence, results, running
+from engine_cases import Packed, bare, bare_sequence, results, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from erase.engine import Sequence
-from erase.engine.prefill import PackedPrompt, StepRows, encode_images, prefill, step
+from erase.engine.prefill import PackedPrompt
 from erase.methods import method_for
 from erase.models.loading import LoadedModel
 
-CPU = torch.device("cpu")
 STEPS = 4
 CLOSE = {"rtol": 0, "atol": 1e-4}
 by_kind = pytest.mark.parametrize("kind", BUILDERS)
@@ -41,19 +40,8 @@ def sequence_of(kind: str, prompt: Prompt, **others) -> Sequence:
 
 def packed(kind: str, batch: list[Prompt]) -> tuple[list[PackedPrompt], list[tuple[int, ...]], Tensor]:
     """All in one prefill and common greedy steps: prompts, cache lengths, logits [prompts, steps, vocabulary]."""
-    adapter = loaded(kind).adapter
-    sequences = [sequence_of(kind, prompt) for prompt in batch]
-    done, logits = prefill(adapter, sequences, encode_images(adapter, sequences, CPU), CPU)
-    lengths, outputs = [prompt.cache.lengths for prompt in done], [logits]
-    for prompt in done:
-        prompt.cache.reserve(STEPS)
-    for number in range(STEPS - 1):
-        rows = [
-            StepRows(prompt.cache, (int(token),), prompt.sequence.prompt.next_position + number)
-            for prompt, token in zip(done, outputs[-1].argmax(-1), strict=True)
-        ]
-        outputs.append(step(adapter, rows, CPU))
-    return done, lengths, torch.stack(outputs, dim=1)
+    done = Packed(loaded(kind).adapter, [sequence_of(kind, prompt) for prompt in batch])
+    return done.prompts, done.lengths, done.greedy(STEPS)
 
 
 def stock_call(kind: str, prompt: Prompt):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erase.engine import CancelledError, Result
-from erase.engine import engine as engine_module
+from erase.engine.stage import PrefillStage
 
 
 @pytest.fixture
@@ -103,13 +103,12 @@ def test_an_event_per_token_arrives_and_their_texts_are_the_answer(endless, sequ
 def test_everything_is_freed_when_all_have_ended(endless, sequences, monkeypatch):
     caches = []
 
-    def watched(*args):
-        prompts, logits = prefill(*args)
-        caches.extend(weakref.ref(prompt.cache) for prompt in prompts)
-        return prompts, logits
+    def watched(stage):
+        caches.extend(weakref.ref(prompt.cache) for prompt in stage._prefill.prompts)
+        return finish(stage)
 
-    prefill = engine_module.prefill
-    monkeypatch.setattr(engine_module, "prefill", watched)
+    finish = PrefillStage.finish
+    monkeypatch.setattr(PrefillStage, "finish", watched)
     recorder = Recorder()
     with running(endless, recorder, max_running=3) as engine:
         handles = [engine.submit(sequence) for sequence in sequences]

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from engine_cases import bare, golden_sequence, results, running
+from engine_cases import Packed, bare, golden_sequence, results, running
 from erase_cases import CELLS, GoldenCase, cases_of
 
-from erase.engine.prefill import PackedPrompt, StepRows, encode_images, prefill, step
-
-CPU = torch.device("cpu")
+from erase.engine.prefill import PackedPrompt
 
 
 @pytest.fixture(params=CELLS)
@@ -28,19 +26,8 @@ def cases(name):
 
 def run(loaded, cases: list[GoldenCase]) -> tuple[list[PackedPrompt], list[tuple[int, ...]], torch.Tensor]:
     """All cases in one packed prefill and common steps: prompts, cache lengths, logits [cases, 8, vocabulary]."""
-    sequences = [golden_sequence(loaded, case) for case in cases]
-    prompts, logits = prefill(loaded.adapter, sequences, encode_images(loaded.adapter, sequences, CPU), CPU)
-    lengths = [prompt.cache.lengths for prompt in prompts]
-    steps = [logits]
-    for prompt in prompts:
-        prompt.cache.reserve(7)
-    for number in range(7):
-        rows = [
-            StepRows(prompt.cache, (int(token),), prompt.sequence.prompt.next_position + number)
-            for prompt, token in zip(prompts, steps[-1].argmax(-1), strict=True)
-        ]
-        steps.append(step(loaded.adapter, rows, CPU))
-    return prompts, lengths, torch.stack(steps, dim=1)
+    packed = Packed(loaded.adapter, [golden_sequence(loaded, case) for case in cases])
+    return packed.prompts, packed.lengths, packed.greedy(8)
 
 
 def check(cases: list[GoldenCase], prompts, lengths, logits) -> None:
