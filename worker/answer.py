@@ -52,9 +52,10 @@ def build_answer(
         ),
         pruning=PruningReport(
             policy=plan.policy,
-            requested=plan.retention,
+            requested=plan.retention if plan.usual_retention is None else plan.usual_retention,
             final=round(kept / before, 4) if before else 1.0,
             layer_average=round(average, 4),
+            lowered_to=None if plan.usual_retention is None else plan.retention,
         ),
         images=tuple(
             ImageReport(

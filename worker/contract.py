@@ -141,6 +141,8 @@ class Plan(Frozen):
     policy_settings: dict[str, Any] | None
     retention: float | None
     seed: int
+    usual_retention: float | None = None
+    """What the retention would have been without overload, if that lowered it."""
 
 
 class VisionTokens(Frozen):
@@ -162,12 +164,16 @@ class Usage(Frozen):
 
 
 class PruningReport(Frozen):
-    """The policy that was in force, and the retention that was asked for and reached."""
+    """The policy that was in force, and the retention that was asked for and reached.
+
+    `lowered_to` is the retention that was used instead of the requested one because the deployment was overloaded.
+    """
 
     policy: str
     requested: float | None
     final: float
     layer_average: float
+    lowered_to: float | None = None
 
 
 class ImageReport(Frozen):

@@ -241,7 +241,10 @@ class JobRunner:
             return job.plan
         if job.plan is not None and job.last_event > 0:
             raise ModelChangedError("The answer had begun on another model revision and cannot be continued.")
-        plan = self._book.plan(job.request, self._loaded)
+        waited = max(self._engine.waits_for, (job.leased_ms - job.accepted_ms) / 1000)
+        plan = self._book.plan(job.request, self._loaded, waited)
+        if plan.usual_retention is not None:
+            self._metrics.retention_lowered.inc()
         frozen = execute(self._client, ledger.freeze(job.id, job.attempt, plan, replace=job.plan is not None))
         if frozen is None:
             raise FencedError

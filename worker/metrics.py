@@ -30,6 +30,20 @@ class WorkerMetrics:
         self.retention = Histogram(
             "erase_retention_ratio", "Retention of a request", ["kind"], buckets=RATIOS, registry=registry
         )
+        self.retention_lowered = Counter(
+            "erase_retention_lowered", "Requests pruned more because of overload", registry=registry
+        )
+        self.preemptions = Counter(
+            "erase_preemptions", "Sequences that gave their cache to others for a while", registry=registry
+        )
+        self.image_features = Counter(
+            "erase_image_features",
+            "Images in the engine by where their features came from",
+            ["source"],
+            registry=registry,
+        )
+        for source in ("cache", "encoder"):
+            self.image_features.labels(source)
         self.complexity = Histogram(
             "erase_image_complexity_nats", "Complexity of an image", buckets=NATS, registry=registry
         )
@@ -48,6 +62,7 @@ class WorkerMetrics:
         self.running = Gauge("erase_num_requests_running", "Sequences being decoded", registry=registry)
         self.waiting = Gauge("erase_num_requests_waiting", "Sequences that wait for the engine", registry=registry)
         self.cache_tokens = Gauge("erase_kv_cache_tokens", "Tokens in the key/value cache", registry=registry)
+        self.cache_capacity = Gauge("erase_kv_cache_capacity_tokens", "Tokens that fit into it", registry=registry)
         self.gpu_memory = Gauge("erase_gpu_memory_bytes", "CUDA memory", ["kind"], registry=registry)
         self.load_seconds = Gauge("erase_model_load_seconds", "Time to load and warm up", registry=registry)
         self.model_info = Gauge(

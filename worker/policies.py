@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from erase import PolicyError, load_policy, preset, preset_names
@@ -13,6 +13,7 @@ from erase.models.loading import LoadedModel
 from erase.policy import Policy, policy_from_dict, policy_to_dict
 from worker.contract import JobRequest, Plan
 from worker.errors import UnknownPolicyError
+from worker.overload import LoadAdaptation
 from worker.settings import Settings
 
 NONE = "none"
@@ -24,14 +25,15 @@ class PolicyBook:
 
     policies: dict[str, Policy]
     default: str
+    adaptation: LoadAdaptation = field(default_factory=lambda: LoadAdaptation(floor=None, wait_s=1.0))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names that a request may use."""
         return tuple(sorted(self.policies))
 
-    def plan(self, request: JobRequest, loaded: LoadedModel) -> Plan:
-        """Decide what a job gets; drawn seeds are frozen with it.
+    def plan(self, request: JobRequest, loaded: LoadedModel, waited_s: float = 0.0) -> Plan:
+        """Decide what a job gets that waited so long; drawn seeds are frozen with it.
 
         Raises:
             UnknownPolicyError: a name that is not in the book, or a retention that the policy cannot have.
@@ -39,6 +41,7 @@ class PolicyBook:
         options = request.pruning
         name = NONE if options.method == "none" else options.policy or self.default
         policy = None
+        usual = None
         if name != NONE:
             if name not in self.policies:
                 raise UnknownPolicyError(f"there is no pruning policy {name!r}; known: {', '.join(self.names)}")
@@ -48,6 +51,10 @@ class PolicyBook:
                     policy = policy.with_retention(options.retention)
                 except PolicyError as error:
                     raise UnknownPolicyError(str(error)) from None
+            else:
+                lowered = self.adaptation.retention(policy.retention, waited_s)
+                if lowered < policy.retention:
+                    usual, policy = policy.retention, policy.with_retention(lowered)
         seed = request.generation.seed
         return Plan(
             model=loaded.name,
@@ -56,6 +63,7 @@ class PolicyBook:
             policy_settings=None if policy is None else policy_to_dict(policy),
             retention=None if policy is None else policy.retention,
             seed=secrets.randbits(62) if seed is None else seed,
+            usual_retention=usual,
         )
 
 
@@ -88,4 +96,4 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
         default = file.stem
     if settings.retention is not None and default != NONE:
         policies[default] = policies[default].with_retention(settings.retention)
-    return PolicyBook(policies, default)
+    return PolicyBook(policies, default, LoadAdaptation(settings.retention_floor, settings.retention_floor_wait_s))

@@ -47,6 +47,7 @@ def prepare_sequence(
         deadline=deadline,
         attempt=tries,
         forced_prefix=_emitted(client, job),
+        priority=job.priority.value,
     )
 
 

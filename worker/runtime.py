@@ -20,7 +20,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
+from erase.engine import Engine, EngineLimits, EngineObserver, SamplingParams, Sequence
 from erase.methods import method_for
 from erase.models.loading import load_model
 from erase.models.prompt import prepare_images, prepare_prompt
@@ -40,13 +40,14 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
 
 
-class _Observer:
+class _Observer(EngineObserver):
     """Passes the engine's steps on to metrics and failpoints."""
 
     def __init__(self, metrics: WorkerMetrics, failpoints: Failpoints, device: torch.device) -> None:
         self._metrics = metrics
         self._failpoints = failpoints
         self._cuda = device if device.type == "cuda" else None
+        self._looked_up = (0, 0)
         self.warm = False
 
     def stepped(self, phase: str, batch: int) -> None:
@@ -61,6 +62,29 @@ class _Observer:
         if self._cuda is not None:
             self._metrics.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._cuda))
             self._metrics.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._cuda))
+
+    def preempted(self) -> None:
+        self._metrics.preemptions.inc()
+
+    def images_looked_up(self, found: int, missing: int) -> None:
+        before, self._looked_up = self._looked_up, (found, missing)
+        for source, old, new in zip(("cache", "encoder"), before, self._looked_up, strict=True):
+            self._metrics.image_features.labels(source).inc(new - old)
+
+
+def engine_limits(settings: Settings) -> EngineLimits:
+    """The engine's limits as the deployment wants them."""
+    return EngineLimits(
+        max_running=settings.max_running,
+        max_prefill_tokens=settings.max_prefill_tokens,
+        context_length=settings.max_context,
+        cache_tokens=settings.cache_tokens,
+        feature_cache_bytes=settings.feature_cache_bytes,
+        prefill_share=settings.prefill_share,
+        interactive_share=settings.interactive_share,
+        deterministic=settings.deterministic,
+        attention=settings.attention,
+    )
 
 
 class WorkerRuntime:
@@ -104,8 +128,8 @@ class WorkerRuntime:
         )
         self.book = policy_book(settings, self.loaded)
         observer = _Observer(self.metrics, failpoints, self.loaded.device)
-        limits = EngineLimits(settings.max_running, settings.max_prefill_tokens, settings.max_context)
-        self.engine = Engine(self.loaded, limits, observer)
+        self.engine = Engine(self.loaded, engine_limits(settings), observer)
+        self.metrics.cache_capacity.set(self.engine.cache_capacity)
         self.engine.start()
         self._warm_up()
         observer.warm = True

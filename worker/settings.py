@@ -54,10 +54,32 @@ class Settings(BaseSettings):
     )
     policy: str = Field("auto", description="default pruning: auto, none, a preset's name or a policy file")
     retention: Annotated[float | None, Field(gt=0, le=1)] = Field(None, description="replaces the policy's dial")
+    retention_floor: Annotated[float | None, Field(gt=0, le=1)] = Field(
+        None, description="lowest retention under overload, for requests that name none; empty: never lowered"
+    )
+    retention_floor_wait_s: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="wait from which retention is lowered; at four times as much it is the floor"
+    )
     interactive_slots: Annotated[int, Field(ge=1)] = Field(12, description="interactive jobs a worker holds at once")
     batch_slots: Annotated[int, Field(ge=1)] = Field(4, description="batch jobs a worker holds at once")
     max_running: Annotated[int, Field(ge=1)] = Field(8, description="sequences that the engine decodes together")
-    max_prefill_tokens: Annotated[int, Field(ge=1)] = Field(16_384, description="pruned tokens prefilled per step")
+    max_prefill_tokens: Annotated[int | None, Field(ge=1)] = Field(
+        None, description="pruned tokens prefilled together; by default 1,024 on CPU and 16,384 on CUDA"
+    )
+    prefill_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.75, description="share of the engine's time for prefill while others decode"
+    )
+    interactive_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="share of interactive work in prefill while batch work waits, too"
+    )
+    cache_tokens: Annotated[int | None, Field(ge=64)] = Field(
+        None, description="tokens in all key/value caches together; by default as memory allows"
+    )
+    feature_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 * 2**20, description="vision features of images that may be asked about again"
+    )
+    deterministic: bool = Field(False, description="answers equal to the last bit whatever runs beside them; slow")
+    attention: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention kernels of the engine")
     max_context: Annotated[int | None, Field(ge=64)] = Field(None, description="cap below the model's own context")
     cpu_threads: Annotated[int | None, Field(ge=1)] = Field(None, description="threads of matrix products on CPU")
     lease_s: Annotated[float, Field(ge=1)] = Field(10.0, description="a lease without renewal is lost after this")

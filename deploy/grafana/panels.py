@@ -232,9 +232,27 @@ ROWS = (
             ),
             Panel(
                 "Key/value cache",
-                "Tokens held in the key/value cache of each worker, averaged over layers.",
-                (("erase_kv_cache_tokens", "{{instance}}"),),
+                "Tokens held in the key/value cache of each worker, averaged over layers, and how many would fit.",
+                (
+                    ("erase_kv_cache_tokens", "{{instance}} held"),
+                    ("erase_kv_cache_capacity_tokens", "{{instance}} capacity"),
+                ),
                 "none",
+            ),
+            Panel(
+                "Preempted and pruned more",
+                "Sequences that gave their cache to others for a while, and requests whose retention overload lowered.",
+                (
+                    (rate("erase_preemptions_total"), "preempted"),
+                    (rate("erase_retention_lowered_total"), "pruned more"),
+                ),
+                "ops",
+            ),
+            Panel(
+                "Images",
+                "Images per second whose features were still known (cache), and that had to be encoded (encoder).",
+                ((rate("erase_image_features_total", "source"), "{{source}}"),),
+                "ops",
             ),
             Panel(
                 "GPU memory",

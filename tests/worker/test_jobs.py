@@ -15,7 +15,8 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from erase.engine import Engine, EngineLimits
+from erase.engine import Engine, EngineLimits, EngineObserver
+from erase.engine.stage import PrefillStage
 from erase.models.loading import LoadedModel, load_model
 from tests.starter import STARTER
 from tests.worker.helpers import (
@@ -56,7 +57,7 @@ SAMPLE = sample(0, 1)
 OTHER = sample(1, 2)
 
 
-class Steps:
+class Steps(EngineObserver):
     """Hears of the engine's steps; `during` runs in the engine's thread, so it can hold the engine up."""
 
     def __init__(self) -> None:
@@ -326,17 +327,16 @@ class TestProblems:
         assert problem_type(worker.client) == "internal"
         assert "secret" not in (field(worker.client, "outcome") or "")
 
-    def test_a_failure_in_the_engine_ends_only_its_job(self, worker: Worker) -> None:
+    def test_a_failure_in_the_engine_ends_only_its_job(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
         ask(worker.client)
         ask(worker.client, "job_2")
-        original = worker.engine._prefill
 
-        def burst_once(batch: Any) -> Any:
-            worker.engine._prefill = original  # type: ignore[method-assign]
+        def burst(stage: PrefillStage, seconds: float | None) -> bool:
             raise RuntimeError("broken step")
 
-        worker.engine._prefill = burst_once  # type: ignore[method-assign]
-        worker.run()
+        with monkeypatch.context() as patch:
+            patch.setattr(PrefillStage, "run", burst)
+            worker.run()
         worker.run("job_2")
         assert problem_type(worker.client) == "internal"
         assert answered(worker.client, "job_2").answer == SAMPLE.answer
