@@ -110,6 +110,16 @@ def random_model(shape: str, device: str, dtype: str) -> LoadedModel:
     )
 
 
+def save_random_model(shape: str, folder: Path) -> None:
+    """Writes a model with fixed random weights as a folder that any server can load; it never ends an answer."""
+    loaded = random_model(shape, "cpu", "float32")
+    loaded.model.generation_config.eos_token_id = None
+    loaded.model.generation_config.do_sample = False
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    loaded.image_processor.save_pretrained(folder)
+
+
 def parameters(loaded: LoadedModel) -> int:
     """Number of weights."""
     return sum(weight.numel() for weight in loaded.model.parameters())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
+from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DASH = "-"
@@ -78,6 +79,21 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def show_spread(values: dict[str, float]) -> str:
     """A spread as `median (min to max)`."""
     return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+
+
+def interval(ratios: Sequence[float]) -> dict[str, float]:
+    """Geometric mean of ratios and its 95% confidence interval (Student's t over their logarithms)."""
+    logs = np.log(ratios)
+    mean = float(logs.mean())
+    half = float("nan")
+    if len(logs) > 1:
+        half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
+    return {"low": float(np.exp(mean - half)), "mean": float(np.exp(mean)), "high": float(np.exp(mean + half))}
+
+
+def show_interval(values: dict[str, float]) -> str:
+    """An interval as `mean (low to high)`."""
+    return f"{values['mean']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
 
 
 def by_turns(sides: Sequence[T], repetition: int) -> Sequence[T]:

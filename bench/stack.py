@@ -23,12 +23,12 @@ from bench.report import (
     by_turns,
     counts,
     fraction,
+    interval,
     percentile,
     positive,
     progress,
     run_main,
-    show_spread,
-    spread,
+    show_interval,
     table,
     this_machine,
     write_json,
@@ -187,7 +187,7 @@ def _rows(concurrency: int, loads: dict[str, list[Load]]) -> list[Row]:
                 side=side,
                 requests=len(replies),
                 requests_per_s=len(answered) / sum(run.wall for run in runs),
-                speedup=spread([run.rate / other.rate for run, other in zip(runs, loads[UNPRUNED], strict=True)]),
+                speedup=interval([run.rate / other.rate for run, other in zip(runs, loads[UNPRUNED], strict=True)]),
                 latency_p50=percentile(walls, 50),
                 latency_p95=percentile(walls, 95),
                 latency_p99=percentile(walls, 99),
@@ -202,7 +202,7 @@ def _rows(concurrency: int, loads: dict[str, list[Load]]) -> list[Row]:
 
 
 def _table(rows: list[Row]) -> str:
-    header = ["conc.", "side", "requests", "requests/s", "speed-up (min to max)", "latency p50 ms", "p95 ms", "p99 ms"]
+    header = ["conc.", "side", "requests", "requests/s", "speed-up (95%)", "latency p50 ms", "p95 ms", "p99 ms"]
     header += ["TTFT p50 ms", "p95 ms", "token reduction", "refused", "failed"]
 
     def cells(row: Row) -> list[str]:
@@ -212,7 +212,7 @@ def _table(rows: list[Row]) -> str:
             row.side,
             str(row.requests),
             f"{row.requests_per_s:.2f}",
-            show_spread(row.speedup),
+            show_interval(row.speedup),
             *(f"{time * 1000:.1f}" for time in times),
             f"{row.token_reduction:.1%}",
             f"{row.refused:.1%}" if row.refused else DASH,

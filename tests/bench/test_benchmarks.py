@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import engine, load, stack, stage1
+from bench import engine, growth, load, stack, stage1
 from bench.flops import request_flops
 from bench.models import endless_model, image_size
 from bench.pages import page
-from bench.report import BenchmarkError
+from bench.report import BenchmarkError, interval
 from bench.sides import StockSide
 from erase.engine import Sequence
-from erase.engine.prefill import encode_images, prefill
+from erase.engine.attention import SdpaAttention
+from erase.engine.cache import CachePool, SequenceCache
+from erase.engine.images import Encoding, FeatureCache
+from erase.engine.prefill import Prefill
 from erase.methods import method_for
 from erase.models.loading import LoadedModel
 from erase.models.prompt import prepare_images, prepare_prompt
@@ -130,16 +136,58 @@ def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:
     prompt = prepare_prompt(demo, "what is page ?", images)
     method = method_for(None)
     sequence = Sequence("0", prompt, method, method.preselect([images[0].pixels]))
+    adapter, device = demo.adapter, demo.device
+    depth, length = adapter.depth, len(prompt.tokens)
+    pool = CachePool(depth * length, adapter.key_heads, adapter.head_dim, demo.dtype, device)
+    cache = SequenceCache.create(pool, [length] * depth, 0)
+    assert cache is not None
+    encoding = Encoding(adapter, [images], FeatureCache(0), device, 1)
     with torch.inference_mode(), FlopCounterMode(display=False) as encode:
-        features = encode_images(demo.adapter, [sequence], demo.device)
+        while not encoding.done:
+            encoding.run_layer()
     with torch.inference_mode(), FlopCounterMode(display=False) as decoder:
-        prefill(demo.adapter, [sequence], features, demo.device)
-    depth, length = demo.adapter.depth, len(prompt.tokens)
+        run = Prefill(adapter, SdpaAttention(), [sequence], encoding.features(), [cache], device)
+        while run.layers_left:
+            run.run_layer()
+        run.logits()
     counted = request_flops(demo.model.config, [images[0].cell_grid], [length] * depth, [length] * depth, 1)
     full, windows = 2 * 144**2, 2 * (64**2 + 2 * 32**2 + 16**2)
     assert counted.encode - 4 * 128 * (full + windows) == encode.get_total_flops()
     assert counted.prefill - depth * 4 * 192 * length * (length + 1) / 2 == decoder.get_total_flops()
     assert counted.decode == 0
+
+
+def test_the_time_until_the_first_token_is_shared_out_over_its_phases(tmp_path: Path) -> None:
+    file = tmp_path / "growth.json"
+    settings = ["--model", str(STARTER), "--megapixels", "0.03,0.1", "--prompts", "2", "--images", "2"]
+    assert growth.main([*settings, "--repetitions", "1", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["point"] for row in rows[::2]] == [
+        "1 x 1 x 0.03 MP",
+        "1 x 1 x 0.1 MP",
+        "2 x 1 x 0.03 MP",
+        "1 x 2 x 0.03 MP",
+    ]
+    for row in rows:
+        assert row["stage1"] + row["encode"] + row["prefill"] <= row["first"] * 1.05
+        assert 0 <= row["stage2"] <= row["prefill"]
+        assert (row["side"] == "unpruned") == (row["kept"] == row["vision_tokens"])
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=8))
+def test_an_interval_holds_its_mean_and_turns_over_with_the_ratio(ratios: list[float]) -> None:
+    one, other = interval(ratios), interval([1 / ratio for ratio in ratios])
+    assert one["low"] <= one["mean"] * (1 + 1e-9)
+    assert one["mean"] <= one["high"] * (1 + 1e-9)
+    assert one["mean"] == pytest.approx(1 / other["mean"])
+    assert one["low"] == pytest.approx(1 / other["high"], rel=1e-6)
+
+
+def test_an_interval_is_students() -> None:
+    # Mean log 2 of two values: t(0.975, 1) = 12.706, standard error = log(2) / 2.
+    one = interval([math.sqrt(2), 2 * math.sqrt(2)])
+    assert one["mean"] == pytest.approx(2)
+    assert math.log(one["high"] / one["mean"]) == pytest.approx(12.7062 * math.log(2) / 2, rel=1e-4)
 
 
 def test_pages_are_the_same_every_time_and_differ_in_complexity(demo: LoadedModel) -> None:
