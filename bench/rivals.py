@@ -10,12 +10,13 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def _server(name: str, command: list[str], port: int, path: str, folder: Path) -
     child = Child(name, command, environment, folder / f"{name.split()[0]}.log")
     progress(f"starting {name}")
     child.start()
+    group = child.pid
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_TIMEOUT_S
     try:
@@ -165,6 +167,9 @@ def _server(name: str, command: list[str], port: int, path: str, folder: Path) -
         yield url
     finally:
         child.stop(STOP_TIMEOUT_S)
+        if group is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
 async def _run(
