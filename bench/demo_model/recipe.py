@@ -105,7 +105,7 @@ RECIPES = {
         heads=6,
         key_value_heads=2,
         phases=(
-            Phase(0.717, (42, 144), 1.0, cells_only=True, shown=5),
+            Phase(0.714, (42, 144), 1.0, cells_only=True, shown=5),
             Phase(0.76, (36, 64), 0.25, shown=2),
             Phase(0.80, (42, 100), 0.6, shown=2),
             Phase(0.86, (49, 169), 1.0, shown=2),
@@ -113,7 +113,7 @@ RECIPES = {
             Phase(1.00, (64, 1300), 1.0, shown=2),
         ),
         batch_tokens=4096,
-        questions=6,
+        questions=8,
     ),
     "gpu": Recipe(
         vision_width=256,
