@@ -268,13 +268,8 @@ def _table(rows: list[Row]) -> str:
     return table(header, [cells(row) for row in rows])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.engine",
-        description="Measure the engine, pruned and unpruned, against stock transformers generate, by turns.",
-        epilog="bench/README.md says what the columns mean. Progress goes to stderr, the table to stdout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every benchmark that runs the engine in its own process."""
     parser.add_argument(
         "--model",
         default=DEMO,
@@ -288,6 +283,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--policy", default="auto", help="auto (the model's own, else the 7B preset), a preset, or a file"
     )
+    parser.add_argument("--threads", type=positive, help="torch threads on CPU; default: PyTorch's choice")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.engine",
+        description="Measure the engine, pruned and unpruned, against stock transformers generate, by turns.",
+        epilog="bench/README.md says what the columns mean. Progress goes to stderr, the table to stdout.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    model_arguments(parser)
     parser.add_argument("--retention", type=fractions, default="0.15,0.25,0.5", help="final retentions to compare")
     parser.add_argument(
         "--vision-tokens",
@@ -297,7 +303,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-tokens", type=positive, default=16, help="length of every answer")
     parser.add_argument("--concurrency", type=counts, default="1,2,4,8", help="requests that start together; a sweep")
     parser.add_argument("--repetitions", type=positive, default=5, help="measured runs per side, after one warm-up")
-    parser.add_argument("--threads", type=positive, help="torch threads on CPU; default: PyTorch's choice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     return parser
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.engine import load_bench_policy
+from bench.engine import load_bench_policy, model_arguments
 from bench.models import CELL, endless_model, parameters
 from bench.pages import page
 from bench.report import (
@@ -34,7 +34,7 @@ from erase.cutting import cut_prompt
 from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
 from erase.methods import method_for
 from erase.methods.base import Method
-from erase.models.loading import DEMO, LoadedModel
+from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedPrompt, prepare_images, prepare_prompt
 
 QUESTION = "what is the total number on page ?"
@@ -210,16 +210,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure where the time until the first token goes as the input grows, pruned and not, by turns.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default=DEMO, help="as in bench.engine")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    parser.add_argument("--policy", default="auto", help="as in bench.engine")
+    model_arguments(parser)
     parser.add_argument("--retention", type=fraction, default=0.15, help="the policy's dial")
     parser.add_argument("--megapixels", type=_megapixels, default="0.3,1,3,6,12", help="sizes of one image")
     parser.add_argument("--prompts", type=counts, default="1,2,4,8", help="prompts at once, with the first size")
     parser.add_argument("--images", type=counts, default="1,2,4", help="images of one prompt, of the first size")
     parser.add_argument("--repetitions", type=positive, default=5, help="measured runs per side, after one warm-up")
-    parser.add_argument("--threads", type=positive, help="torch threads on CPU; default: PyTorch's choice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     return parser
 

@@ -11,7 +11,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -39,7 +38,7 @@ from bench.report import (
     this_machine,
     write_json,
 )
-from bench.served import own_stack
+from bench.served import free_port, own_stack
 from service.processes import Child
 
 START_TIMEOUT_S = 180.0
@@ -131,12 +130,12 @@ def _start(servers: ExitStack, model: Path, options: argparse.Namespace, folder:
         Side(f"ours, pruned {options.retention:g}", ours, _ask_ours(pruned)),
     ]
     python = options.rivals_python
-    port = _free_port()
+    port = free_port()
     serve = [str(Path(python).parent / "transformers"), "serve", str(model), "--device", "cpu", "--dtype", "float32"]
     serve += ["--host", "127.0.0.1", "--port", str(port)]
     url = servers.enter_context(_server("transformers serve", serve, port, "/health", folder))
     sides.append(Side("transformers serve", url, _ask_openai(str(model))))
-    port = _free_port()
+    port = free_port()
     app = [python, str(Path(__file__).with_name("litserve_app.py")), str(model), str(port)]
     url = servers.enter_context(_server("LitServe", app, port, "/health", folder))
     sides.append(Side("LitServe", url, _ask_litserve))
@@ -264,12 +263,6 @@ def _table(rows: list[Row]) -> str:
             for row in rows
         ],
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ def own_stack() -> Iterator[str]:
     Raises:
         BenchmarkError: the stack ends or is not ready in time; the message has the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "ERASE_PORT": str(port), "ERASE_WORKER_METRICS_PORT": "0"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="erase-bench-") as folder:
@@ -58,7 +58,8 @@ def _wait_until_ready(url: str, stack: Child) -> None:
     raise BenchmarkError(f"the stack was not ready after {START_TIMEOUT_S:.0f} s:\n{stack.last_lines()}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

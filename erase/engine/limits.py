@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ _PREFILL_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Enough to keep the processor busy: more at once makes the first wait for the last and nobody faster."""
 _GPU_SHARE = 0.6
 _MEMORY_SHARE = 0.25
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class EngineLimits:
         max_prefill_tokens: prompt tokens, after stage 1, of prompts that are prefilled together.
         context_length: cap of prompt and answer, below the model's own.
         cache_tokens: tokens in all key/value caches together, averaged over layers. By default what `max_running` of
-            the longest sequences need, at most 60% of the GPU's free memory or a quarter of the machine's.
+            the longest sequences need, at most 60% of the GPU's free memory or a quarter of the container's.
         feature_cache_bytes: vision features of images that may be asked about again.
         prefill_share: of the engine's time while some sequences prefill and others decode.
         interactive_share: of the prompt tokens while both priorities wait.
@@ -75,4 +78,7 @@ def _spare_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _GPU_SHARE)
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_SHARE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # the container's limit, if there is one ("max" is no number)
+        memory = min(memory, int(_CONTAINER_LIMIT.read_text(encoding="ascii")))
+    return int(memory * _MEMORY_SHARE)

@@ -4,6 +4,7 @@ import pytest
 from engine_cases import Recorder, alone, ask, held, mixture, results, running, same
 
 from erase.engine import EngineLimits
+from erase.engine import limits as limits_module
 from erase.errors import InputError
 
 
@@ -80,6 +81,17 @@ def test_a_deterministic_engine_computes_every_sequence_by_itself(endless, sampl
         assert all(same(one, other) for one, other in zip(results(engine, questions), expected, strict=True))
     assert {batch for _, batch in recorder.steps} == {1}
     assert max(running for running, _, _ in recorder.loads) > 1
+
+
+@pytest.mark.parametrize(("limit", "rows"), [("max", None), ("4096000", 1_024_000)], ids=["no limit", "a container"])
+def test_the_pool_of_caches_fits_into_the_container(demo, tmp_path, monkeypatch, limit, rows):
+    file = tmp_path / "memory.max"
+    file.write_text(limit)
+    monkeypatch.setattr(limits_module, "_CONTAINER_LIMIT", file)
+    adapter = demo.adapter
+    row = 2 * adapter.key_heads * adapter.head_dim * 4
+    needed = 8 * demo.context_length * adapter.depth
+    assert EngineLimits().pool_rows(demo, demo.context_length) == (needed if rows is None else rows // row)
 
 
 @pytest.mark.parametrize(
