@@ -1,19 +1,23 @@
 """What the engine holds: the pool of caches shared by preemption, and features of images that were asked about."""
 
+import random
+import time
+from collections import Counter, deque
+
 import pytest
 import torch
 from engine_cases import Packed, Recorder, again, alone, ask, held, mixture, results, running, same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erase.engine import CancelledError, ContextLengthError
+from erase.engine import CancelledError, ContextLengthError, DeadlineError
 from erase.engine.images import FeatureCache
-from erase.engine.running import FIRST_ROOM
 from erase.methods.base import Method
 from erase.models.base import VisionFeatures
 from erase.models.prompt import prepare_images
 
-LONG = 3 * FIRST_ROOM
+ROOM = 8
+LONG = 3 * ROOM
 
 
 class Counting(Method):
@@ -36,6 +40,12 @@ class Counting(Method):
         return self.inner.score(context)
 
 
+@pytest.fixture(autouse=True)
+def small_room(monkeypatch):
+    """Answers outgrow their first room soon."""
+    monkeypatch.setattr("erase.engine.running.FIRST_ROOM", ROOM)
+
+
 @pytest.fixture(scope="module")
 def long_answers(demo, samples, pruned):
     """Sequences whose answers outgrow their first room, and each one's answer by itself."""
@@ -52,7 +62,7 @@ def tokens_needed(question, answer):
 
 def test_sequences_that_outgrow_the_pool_take_turns_and_answer_as_alone(endless, long_answers):
     questions, expected = long_answers
-    capacity = round(max(map(tokens_needed, questions, expected))) + FIRST_ROOM
+    capacity = round(max(map(tokens_needed, questions, expected))) + ROOM
     recorder = Recorder()
     with running(endless, recorder, cache_tokens=capacity) as engine:
         with held(engine, endless):
@@ -70,18 +80,21 @@ def test_a_preempted_sequence_keeps_the_vision_tokens_it_kept_without_scoring_ag
     questions = [ask(endless, sample.question, [sample.image], method=method, max_tokens=LONG) for _ in range(3)]
     (expected,) = alone(endless, questions[:1])
     cuts = method.scored
-    capacity = round(tokens_needed(questions[0], expected)) + FIRST_ROOM
+    prompt = tokens_needed(questions[0], expected) - LONG
+    capacity = round(2 * (prompt + ROOM)) + 4  # two may begin, and only one can end
     recorder = Recorder()
     with running(endless, recorder, cache_tokens=capacity) as engine:
-        assert all(same(answer, expected) for answer in results(engine, questions))
+        with held(engine, endless):
+            handles = [engine.submit(question) for question in questions]
+        assert all(same(handle.result(), expected) for handle in handles)
     assert recorder.preemptions > 0
     assert method.scored == (1 + len(questions)) * cuts
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([None, None, 0, 30, 90])), min_size=2, max_size=6),
-    st.integers(0, 200),
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([None, None, 0, 5, 13])), min_size=2, max_size=6),
+    st.integers(0, 100),
 )
 def test_cancels_under_preemption_change_no_answer_and_leak_nothing(endless, long_answers, plan, spare):
     questions, expected = long_answers
@@ -101,6 +114,44 @@ def test_cancels_under_preemption_change_no_answer_and_leak_nothing(endless, lon
                 assert cancel_after is not None
         recorder.wait_for_load(lambda load: load == (0, 0, 0.0))
         assert engine._pool.used == 0
+
+
+def test_a_long_run_of_arrivals_cancels_and_deadlines_leaks_nothing(endless, long_answers):
+    questions, expected = long_answers
+    rng = random.Random(1)
+    capacity = round(max(map(tokens_needed, questions, expected))) + 2 * ROOM
+    recorder = Recorder()
+    ends = Counter()
+    with running(endless, recorder, cache_tokens=capacity, prefill_share=0.3, max_running=4) as engine:
+        pending = deque()
+        for _ in range(150):
+            index = rng.randrange(len(questions))
+            late = rng.random() < 0.1
+            handle = engine.submit(
+                again(
+                    questions[index],
+                    priority=rng.choice(("interactive", "batch")),
+                    attempt=1 + (rng.random() < 0.05),
+                    deadline=time.monotonic() + 0.05 if late else None,
+                )
+            )
+            pending.append((handle, index))
+            if rng.random() < 0.15:
+                rng.choice(pending)[0].cancel()
+            while len(pending) > 12:
+                handle, index = pending.popleft()
+                try:
+                    assert same(handle.result(), expected[index])
+                    ends["answered"] += 1
+                except (CancelledError, DeadlineError) as end:
+                    ends[type(end).__name__] += 1
+        for handle, _ in pending:
+            handle.cancel()
+        recorder.wait_for_load(lambda load: load == (0, 0, 0.0))
+        assert engine._pool.used == 0
+    assert recorder.preemptions > 0
+    assert ends["answered"] > 60
+    assert ends["CancelledError"] > 0
 
 
 def test_a_sequence_that_could_never_fit_into_the_pool_is_refused_at_once(endless, samples):
