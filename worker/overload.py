@@ -24,4 +24,4 @@ class LoadAdaptation:
         if self.floor is None or self.floor >= usual or waited_s <= self.wait_s:
             return usual
         over = (waited_s / self.wait_s - 1) / (_FLOOR_AT - 1)
-        return round(max(self.floor, usual - (usual - self.floor) * over), 4)
+        return max(self.floor, round(usual - (usual - self.floor) * over, 4))

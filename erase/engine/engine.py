@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Self
 
 import torch
@@ -256,7 +257,7 @@ class Engine:
             line = self._waiting[priority]
             most = 1 if limits.deterministic else limits.max_running
             count = admit(
-                [entry.candidate for entry in line],
+                [entry.candidate for entry in islice(line, limits.max_running)],
                 [entry.candidate for entry in self._running],
                 Budget(
                     sequences=min(most, limits.max_running - len(self._running)),
