@@ -7,6 +7,7 @@ writes to them is zero (as in Net2Net, arXiv 1511.05641), and new layers start a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ def grow_from(small_folder: Path, network: TrainingNetwork, tokenizer_folder: Pa
     _grow_vision(small.visual, large.visual)
     old, new = small.language_model, large.language_model
     _grow_embedding(old.embed_tokens, new.embed_tokens, small_folder, tokenizer_folder)
-    for number, layer in enumerate(old.layers):
-        # Spread evenly, so that early and late cuts meet different layers.
-        place = math.ceil((number + 1) * len(new.layers) / len(old.layers)) - 1
-        _grow_decoder_layer(layer, new.layers[place])
+    for layer, place in _spread(old.layers, new.layers):
+        _grow_decoder_layer(layer, place)
     _grow_norm(old.norm, new.norm)
 
 
@@ -48,15 +47,22 @@ def _fitting(small: Any, large: Any) -> None:
             raise ValueError(f"{part}: attention heads are {widths[0]} wide here and {widths[1]} there")
         if one.hidden_size > other.hidden_size:
             raise ValueError(f"{part}: the smaller model is {one.hidden_size} wide, the larger {other.hidden_size}")
-    if small.vision_config.depth != large.vision_config.depth:
-        raise ValueError("the vision encoders differ in depth")
+        depths = [config.depth if part == "vision_config" else config.num_hidden_layers for config in (one, other)]
+        if depths[0] > depths[1]:
+            raise ValueError(f"{part}: the smaller model has {depths[0]} layers, the larger {depths[1]}")
+
+
+def _spread(old: nn.ModuleList, new: nn.ModuleList) -> Iterator[tuple[Any, Any]]:
+    """Each old layer with the new one that it becomes: evenly, so that early and late ones keep their parts."""
+    for number, layer in enumerate(old):
+        yield layer, new[math.ceil((number + 1) * len(new) / len(old)) - 1]
 
 
 def _grow_vision(old: Any, new: Any) -> None:
     width = old.patch_embed.proj.weight.shape[0]
     new.patch_embed.proj.weight.zero_()
     new.patch_embed.proj.weight[:width] = old.patch_embed.proj.weight
-    for one, other in zip(old.blocks, new.blocks, strict=True):
+    for one, other in _spread(old.blocks, new.blocks):
         _grow_norm(one.norm1, other.norm1)
         _grow_norm(one.norm2, other.norm2)
         for number in range(3):

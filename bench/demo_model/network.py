@@ -64,13 +64,13 @@ class TrainingNetwork(nn.Module):
         cells: Tensor = self.cells(encode(self.model.model.visual, batch.images))
         return cells
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, every: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and targets of the answer tokens, (A, V) and (A,), and the cells' logits (B, N, classes).
 
-        The encoder below its merger gets no gradients.
+        The encoder below its merger gets no gradients; of the decoder's layers every `every`-th runs.
         """
         vision = encode(self.model.model.visual, batch.images, frozen=True)
-        hidden = decode(self.model.model.language_model, batch, vision)
+        hidden = decode(self.model.model.language_model, batch, vision, every)
         learned = batch.targets >= 0
         return self.model.lm_head(hidden[learned]), batch.targets[learned], self.cells(vision)
 
@@ -104,15 +104,15 @@ def _encode_patches(visual: Any, images: Tensor) -> Tensor:
     return _from_windows(hidden, rows, columns)
 
 
-def decode(language_model: Any, batch: Batch, vision: Tensor) -> Tensor:
-    """Hidden states (B, L, D) after the last norm."""
+def decode(language_model: Any, batch: Batch, vision: Tensor, every: int = 1) -> Tensor:
+    """Hidden states (B, L, D) after the last norm; of the layers every `every`-th runs, the last among them."""
     start = batch.image_start
     hidden = language_model.embed_tokens(batch.tokens)
     after = start + vision.shape[1]
     hidden = torch.cat([hidden[:, :start], vision.to(hidden.dtype), hidden[:, after:]], dim=1)
     mask = attention_mask(batch.branch)
     cos, sin = _text_angles(language_model, batch.positions)
-    for layer in language_model.layers:
+    for layer in language_model.layers[every - 1 :: every]:
         hidden = _decoder_layer(layer, hidden, cos, sin, mask)
     return _norm(language_model.norm, hidden)
 

@@ -22,8 +22,10 @@ from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 
 from bench.demo_model.data import MARK_CLASSES, Stream, loader, mark_weights
 from bench.demo_model.grow import grow_from
+from bench.demo_model.muon import Muon
 from bench.demo_model.network import Batch, TrainingNetwork, compile_layers
-from bench.demo_model.recipe import RECIPES, Recipe
+from bench.demo_model.precision import reduced_precision
+from bench.demo_model.recipe import RECIPES, Phase, Recipe
 from bench.demo_model.tokenizer import SPECIAL, save_tokenizer
 from bench.demo_model.validate import validate
 
@@ -107,9 +109,7 @@ def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.opti
         return [{"params": groups[inside, merger], "scale": scale, "merger": merger} for merger in (False, True)]
 
     return [
-        torch.optim.Muon(
-            grouped(True, 1.0), lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(grouped(True, 1.0), lr=recipe.rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(
             grouped(False, _ADAMW_SCALE), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         ),
@@ -122,14 +122,14 @@ def learning_rate(recipe: Recipe, step: int, share: float) -> float:
     return recipe.rate * warm * min(1.0, max(0.02, (1 - recipe.part(share)) / recipe.cooldown))
 
 
-def losses(network: TrainingNetwork, batch: Batch, cells_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+def losses(network: TrainingNetwork, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of the answers, loss of the cells, and the share of answer tokens that are right."""
-    with torch.autocast(batch.images.device.type, dtype=torch.bfloat16):
-        if cells_only:
+    with reduced_precision(batch.images.device):
+        if phase.cells_only:
             cells = network.look(batch)
             answer_loss = right = torch.zeros((), device=cells.device)
         else:
-            logits, targets, cells = network(batch)
+            logits, targets, cells = network(batch, phase.every)
             answer_loss = functional.cross_entropy(logits.float(), targets)
             right = (logits.argmax(-1) == targets).float().mean()
     wanted = torch.zeros_like(cells, dtype=torch.float32)
@@ -197,7 +197,7 @@ class _Run:
             for group in optimizer.param_groups:
                 slow = _MERGER if group["merger"] and not phase.cells_only else 1.0
                 group["lr"] = rate * group["scale"] * slow
-        answer_loss, cell_loss, right = losses(self.network, batch, phase.cells_only)
+        answer_loss, cell_loss, right = losses(self.network, batch, phase)
         (answer_loss + _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimizer in self.optimizers:

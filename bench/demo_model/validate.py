@@ -14,6 +14,7 @@ import torch
 
 from bench.demo_model.data import Collator, render
 from bench.demo_model.network import Batch, TrainingNetwork
+from bench.demo_model.precision import reduced_precision
 from erase import synthetic
 
 SIZES = ((8, 8), (12, 12), (20, 16))
@@ -43,8 +44,8 @@ def validate(
 
 @torch.no_grad()
 def answered(network: TrainingNetwork, batch: Batch, reduced: bool = True) -> list[bool]:
-    """Whether each question's answer comes out whole, image by image; `reduced` computes in bfloat16."""
-    with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=reduced):
+    """Whether each question's answer comes out whole, image by image; `reduced`: bfloat16 where that is faster."""
+    with reduced_precision(batch.images.device, enabled=reduced):
         logits, targets, _ = network(batch)
     hits = logits.argmax(-1) == targets
     learned = batch.targets >= 0

@@ -142,10 +142,22 @@ class TestGrowing:
     def test_a_grown_model_answers_exactly_as_the_small_one(self, network, tokenizer_folder, tmp_path):
         network.model.save_pretrained(tmp_path)
         save_tokenizer(tmp_path)
-        larger = replace(TINY, vision_width=96, vision_mlp=160, width=96, mlp=128, heads=3, depth=6)
+        larger = replace(
+            TINY,
+            vision_width=96,
+            vision_depth=4,
+            full_attention=(3,),
+            vision_mlp=160,
+            width=96,
+            mlp=128,
+            heads=3,
+            depth=6,
+        )
         grown = build(larger, tokenizer_folder).eval()
         with pytest.raises(ValueError, match="wide"):
             grow_from(tmp_path, build(replace(TINY, width=32, heads=1), tokenizer_folder), tokenizer_folder)
+        with pytest.raises(ValueError, match="layers"):
+            grow_from(tmp_path, build(replace(TINY, depth=2), tokenizer_folder), tokenizer_folder)
         grow_from(tmp_path, grown, tokenizer_folder)
         sample = samples_of(6, 4)[0]
         for question in sample.questions[:2]:
@@ -187,13 +199,34 @@ class TestTraining:
         batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
         for cells_only in (False, True):
             network.zero_grad()
-            answers, cells, _ = losses(network, batch, cells_only)
+            answers, cells, _ = losses(network, batch, Phase(1.0, (24, 24), 1.0, cells_only=cells_only))
             (answers + cells).backward()
             learns = {name for name, weight in network.named_parameters() if weight.grad is not None}
             encoder = {name for name in learns if ".blocks." in name or ".patch_embed." in name}
             assert bool(encoder) == cells_only
             assert any(".merger." in name for name in learns)
             assert any(".language_model." in name for name in learns) != cells_only
+
+    def test_layers_that_have_not_run_yet_change_nothing_when_they_begin_to(self, tokenizer_folder):
+        torch.manual_seed(0)
+        network = build(TINY, tokenizer_folder)
+        samples = samples_of(6, 4)
+        batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
+        optimizers = make_optimizers(network, TINY)
+        half = Phase(1.0, (24, 24), 1.0, every=2)
+        for _ in range(2):
+            answers, cells, _ = losses(network, batch, half)
+            (answers + cells).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        halved, whole = (losses(network, batch, phase)[0] for phase in (half, replace(half, every=1)))
+        assert halved.item() == whole.item()
+        assert halved.item() < answers.item()
+        whole.backward()
+        layers = network.model.model.language_model.layers
+        assert all(layer.mlp.down_proj.weight.grad.any() for layer in layers)
+        assert [bool(layer.mlp.down_proj.weight.any()) for layer in layers] == [False, True] * (len(layers) // 2)
 
     def test_every_weight_has_exactly_one_optimizer(self, network):
         moved = [
