@@ -56,6 +56,7 @@ def build_answer(
             final=round(kept / before, 4) if before else 1.0,
             layer_average=round(average, 4),
             lowered_to=None if plan.usual_retention is None else plan.retention,
+            stage2_skipped=result.stage2_skipped,
         ),
         images=tuple(
             ImageReport(

@@ -167,6 +167,7 @@ class PruningReport(Frozen):
     """The policy that was in force, and the retention that was asked for and reached.
 
     `lowered_to` is the retention that was used instead of the requested one because the deployment was overloaded.
+    `stage2_skipped`: the prompt has so few vision tokens that pruning inside the model would cost more than it saves.
     """
 
     policy: str
@@ -174,6 +175,7 @@ class PruningReport(Frozen):
     final: float
     layer_average: float
     lowered_to: float | None = None
+    stage2_skipped: bool = False
 
 
 class ImageReport(Frozen):

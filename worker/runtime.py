@@ -77,6 +77,7 @@ def engine_limits(settings: Settings) -> EngineLimits:
     return EngineLimits(
         max_running=settings.max_running,
         max_prefill_tokens=settings.max_prefill_tokens,
+        min_vision_tokens=settings.min_vision_tokens,
         context_length=settings.max_context,
         cache_tokens=settings.cache_tokens,
         feature_cache_bytes=settings.feature_cache_bytes,

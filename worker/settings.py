@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     max_prefill_tokens: Annotated[int | None, Field(ge=1)] = Field(
         None, description="pruned tokens prefilled together; by default 1,024 on CPU and 16,384 on CUDA"
     )
+    min_vision_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="vision tokens of a prompt below which stage 2 is left out: it would cost more than it saves"
+    )
     prefill_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.75, description="share of the engine's time for prefill while others decode"
     )

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Self
@@ -34,6 +35,7 @@ from erase.engine.sequence import (
 )
 from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
+from erase.methods.stage1_only import Stage1Only
 from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -138,6 +140,9 @@ class Engine:
         """
         self._require_room(sequence)
         architecture = self._loaded.adapter.architecture
+        few = sequence.preselection.tokens < self._limits.min_vision_tokens
+        if few and sequence.method.plan(sequence.preselection, architecture):
+            sequence = replace(sequence, method=Stage1Only(sequence.method))
         entry = RunningSequence(sequence, TextStream(self._loaded.tokenizer, sequence.sampling.stop), architecture)
         if entry.most_cache_rows > self._pool.rows:
             raise ContextLengthError(

@@ -26,6 +26,8 @@ class EngineLimits:
     Attributes:
         max_running: sequences in prefill and decode together.
         max_prefill_tokens: prompt tokens, after stage 1, of prompts that are prefilled together.
+        min_vision_tokens: vision tokens of an unpruned prompt below which stage 2 is left out: with so few it costs
+            more than it saves.
         context_length: cap of prompt and answer, below the model's own.
         cache_tokens: tokens in all key/value caches together, averaged over layers. By default what `max_running` of
             the longest sequences need, at most 60% of the GPU's free memory or a quarter of the container's.
@@ -42,6 +44,7 @@ class EngineLimits:
 
     max_running: int = 8
     max_prefill_tokens: int | None = None
+    min_vision_tokens: int = 0
     context_length: int | None = None
     cache_tokens: int | None = None
     feature_cache_bytes: int = 256 * 2**20
@@ -55,8 +58,9 @@ class EngineLimits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, or nothing ever runs, got {value}")
-        if self.feature_cache_bytes < 0:
-            raise InputError(f"feature_cache_bytes must not be negative, got {self.feature_cache_bytes}")
+        for name in ("min_vision_tokens", "feature_cache_bytes"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"{name} must not be negative, got {value}")
         for name in ("prefill_share", "interactive_share"):
             if not 0.0 < (value := getattr(self, name)) < 1.0:
                 raise InputError(f"{name} must lie between 0 and 1, got {value}")

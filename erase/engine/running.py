@@ -12,6 +12,7 @@ from erase.engine.scheduler import Candidate
 from erase.engine.sequence import EngineError, Handle, PhaseTimes, Result, Sequence, TokenEvent
 from erase.engine.text import TextStream
 from erase.methods.base import Architecture
+from erase.methods.stage1_only import Stage1Only
 
 FIRST_ROOM = 64
 """Tokens of an answer that a sequence has room for in its cache at first; doubled when they are used up."""
@@ -160,6 +161,7 @@ class RunningSequence:
             cuts=prompt.cuts,
             kept=prompt.rows.survivors.cpu(),
             cache_lengths=self._cache_lengths,
+            stage2_skipped=isinstance(self.sequence.method, Stage1Only),
             log_likelihood=log_likelihood,
         )
 

@@ -134,6 +134,8 @@ class Result:
     """Vision tokens that survived all cuts: sorted indices into the unpruned vision tokens."""
     cache_lengths: tuple[int, ...]
     """Valid tokens per layer right after prefill."""
+    stage2_skipped: bool = False
+    """Whether the method's cuts were left out because the prompt has few vision tokens."""
     log_likelihood: float | None = None
     """Sum of the log-probabilities of `score_only`, nats."""
 

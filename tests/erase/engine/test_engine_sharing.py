@@ -96,7 +96,13 @@ def test_the_pool_of_caches_fits_into_the_container(demo, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_prefill_tokens": 0}, {"cache_tokens": 0}, {"feature_cache_bytes": -1}, {"prefill_share": 1.0}],
+    [
+        {"max_prefill_tokens": 0},
+        {"cache_tokens": 0},
+        {"feature_cache_bytes": -1},
+        {"min_vision_tokens": -1},
+        {"prefill_share": 1.0},
+    ],
     ids=str,
 )
 def test_limits_that_mean_nothing_are_refused(wrong):
