@@ -241,7 +241,7 @@ class JobRunner:
             return job.plan
         if job.plan is not None and job.last_event > 0:
             raise ModelChangedError("The answer had begun on another model revision and cannot be continued.")
-        waited = max(self._engine.waits_for, (job.leased_ms - job.accepted_ms) / 1000)
+        waited = max(self._engine.waits_for(job.priority.value), (job.leased_ms - job.accepted_ms) / 1000)
         plan = self._book.plan(job.request, self._loaded, waited)
         if plan.usual_retention is not None:
             self._metrics.retention_lowered.inc()

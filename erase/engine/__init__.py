@@ -3,8 +3,9 @@
 `Engine.submit(sequence)` returns a `Handle` that yields token events and one result.
 """
 
-from erase.engine.engine import Engine, EngineObserver
+from erase.engine.engine import Engine
 from erase.engine.limits import EngineLimits
+from erase.engine.observer import EngineObserver
 from erase.engine.sequence import (
     CancelledError,
     ContextLengthError,

@@ -77,9 +77,11 @@ class CachePool:
         end = 0
         for block in self._blocks:
             if block.start != end:
-                for slab in (self.keys, self.values):
-                    slab[end : end + block.rows] = slab[block.start : block.end].clone()  # the two may overlap
+                # Copies, since the two places may overlap; both before either is written, should memory run out.
+                copies = [slab[block.start : block.end].clone() for slab in (self.keys, self.values)]
                 block.start = end
+                for slab, copy in zip((self.keys, self.values), copies, strict=True):
+                    slab[block.start : block.end] = copy
             end = block.end
 
 
@@ -163,7 +165,7 @@ class SequenceCache:
             return False
         spans = [self.span(layer) for layer in range(len(self._planned))]
         rows = [(self._pool.keys[span].clone(), self._pool.values[span].clone()) for span in spans]
-        self._pool.release(self._held)  # first, so that its own rows count as free
+        self.free()  # first, so that its own rows count as free
         self._block = self._pool.allocate(sum(self._planned) + wanted * len(self._planned))
         self._room, self._offsets = wanted, self._offsets_for(wanted)
         for layer, (key, value) in enumerate(rows):

@@ -6,27 +6,26 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from erase.engine.answers import Answers
 from erase.engine.attention import choose_attention
 from erase.engine.cache import CachePool
 from erase.engine.images import FeatureCache
 from erase.engine.limits import EngineLimits
+from erase.engine.observer import EngineObserver
 from erase.engine.prefill import StepRows, step
 from erase.engine.running import RunningSequence
-from erase.engine.sampling import next_token
 from erase.engine.scheduler import PRIORITIES, Budget, Shares, admit
 from erase.engine.sequence import (
-    CancelledError,
     ContextLengthError,
-    DeadlineError,
     EngineError,
     EngineStoppedError,
     Handle,
@@ -40,27 +39,14 @@ from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 
-
-class EngineObserver:
-    """Hears of every step, from the engine's thread; must return quickly. Override what is of interest."""
-
-    def stepped(self, phase: str, batch: int) -> None:
-        """A step ended: `phase` is prefill or decode, with `batch` sequences in it."""
-
-    def load_changed(self, running: int, waiting: int, cache_tokens: float) -> None:
-        """Sequences running and waiting now, and tokens in the key/value caches, averaged over layers."""
-
-    def preempted(self) -> None:
-        """A running sequence gave its cache to others and waits again."""
-
-    def images_looked_up(self, found: int, missing: int) -> None:
-        """Images whose features were still known, and images that had to be encoded, since the start."""
+T = TypeVar("T")
 
 
 class Engine:
     """Owns a model on one thread. Submit from any thread; results come through handles.
 
-    A failure inside a shared step is retried sequence by sequence, so that only the culprit fails.
+    A failure inside a shared step is retried sequence by sequence, so that only the culprit fails. When the device
+    itself has failed, the engine ends.
     """
 
     def __init__(
@@ -78,10 +64,13 @@ class Engine:
         self._waiting: dict[Priority, deque[RunningSequence]] = {priority: deque() for priority in PRIORITIES}
         self._stage: PrefillStage | None = None
         self._running: list[RunningSequence] = []
+        self._joining: list[RunningSequence] = []
+        """Taken out of the line and perhaps nowhere else yet: whatever happens, they must hear of it."""
         self._decode_seconds = 0.0
         self._changed = threading.Condition()
         self._stopping = False
         self._progress = time.monotonic()
+        self._answers = Answers(lambda rows: self._step([rows]), loaded.eos_tokens, singly=self._limits.deterministic)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -94,11 +83,10 @@ class Engine:
         """Tokens that all key/value caches hold together, averaged over layers."""
         return self._pool.rows / self._loaded.adapter.depth
 
-    @property
-    def waits_for(self) -> float:
-        """Seconds that the sequence that waits longest has waited; 0 while none does."""
+    def waits_for(self, priority: Priority) -> float:
+        """Seconds that the sequence of a priority that waits longest has waited; 0 while none does."""
         with self._changed:
-            since = [entry.submitted for line in self._waiting.values() for entry in line]
+            since = [entry.waits_since for entry in self._waiting[priority]]
         return time.monotonic() - min(since) if since else 0.0
 
     @property
@@ -196,12 +184,15 @@ class Engine:
     def _end_all(self) -> None:
         with self._changed:
             self._stopping = True
-            left = [*self._admitted(), *(entry for line in self._waiting.values() for entry in line)]
+            left = [*self._admitted(), *self._joining, *(entry for line in self._waiting.values() for entry in line)]
             self._running, self._stage = [], None
             for line in self._waiting.values():
                 line.clear()
         for entry in left:
-            entry.end(EngineStoppedError("the engine stopped before the answer was finished"))
+            if not entry.ended:
+                entry.deliver(EngineStoppedError("the engine stopped before the answer was finished"))
+        for entry in left:
+            entry.free_cache()
         self._report()
 
     def _report(self) -> None:
@@ -212,38 +203,22 @@ class Engine:
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
-
-        def error(entry: RunningSequence) -> EngineError | None:
-            if entry.handle.cancelled:
-                return CancelledError("the sequence was cancelled")
-            if entry.sequence.deadline is not None and now >= entry.sequence.deadline:
-                return DeadlineError("the deadline passed before the answer was finished")
-            return None
-
-        def left(entries: Iterable[RunningSequence]) -> list[RunningSequence]:
-            stay = []
-            for entry in entries:
-                reason = error(entry)
-                if reason is None:
-                    stay.append(entry)
-                else:
-                    ended.append((entry, reason))
-            return stay
-
-        ended: list[tuple[RunningSequence, EngineError]] = []
         with self._changed:
-            self._running = left(self._running)
+            waiting = [entry for line in self._waiting.values() for entry in line]
+        for entry in [*self._running, *waiting]:
+            if (reason := entry.reason_to_end(now)) is not None:
+                entry.end(reason)
+        self._forget_ended()
+        with self._changed:
             for priority, line in self._waiting.items():
-                self._waiting[priority] = deque(left(line))
-        for entry, reason in ended:
-            entry.end(reason)
+                self._waiting[priority] = deque(entry for entry in line if not entry.ended)
         if self._stage is not None:
-            self._drop_ended_from(self._stage, error)
+            self._drop_ended_from(self._stage, now)
 
-    def _drop_ended_from(self, stage: PrefillStage, error: Callable[[RunningSequence], EngineError | None]) -> None:
+    def _drop_ended_from(self, stage: PrefillStage, now: float) -> None:
         """Those that ended keep their rows in the packed prefill, unless nobody needs it any more."""
         for entry in stage.entries:
-            if not entry.ended and (reason := error(entry)) is not None:
+            if not entry.ended and (reason := entry.reason_to_end(now)) is not None:
                 entry.deliver(reason)
         if all(entry.ended for entry in stage.entries):
             self._stage = None
@@ -273,40 +248,50 @@ class Engine:
             batch = [line.popleft() for _ in range(count)]
             self._shares.served(priority, sum(entry.candidate.pruned_length for entry in batch))
         if batch:
-            self._start(batch)
+            self._joining = batch
+            if (failure := self._start(batch)) is not None:
+                self._prefill_one_by_one(batch, failure)
+            self._joining = []
 
-    def _start(self, batch: list[RunningSequence]) -> PrefillStage:
-        tokens = self._limits.prefill_tokens(self._loaded.device)
-        self._stage = PrefillStage(self._loaded, self._attention, self._pool, self._features, batch, tokens)
-        return self._stage
+    def _start(self, batch: list[RunningSequence]) -> Exception | None:
+        """Begin to prefill them together; the error that made that impossible instead."""
+        tokens = 1 if self._limits.deterministic else self._limits.prefill_tokens(self._loaded.device)
+        try:
+            self._stage = PrefillStage(self._loaded, self._attention, self._pool, self._features, batch, tokens)
+        except Exception as error:
+            return self._not_prefilled(batch, error)
+        return None
 
     def _prefill(self) -> None:
-        stage = self._stage
-        if stage is None:
+        if self._stage is None:
             return
         share = self._limits.prefill_share
-        failure = self._run_stage(stage, self._decode_seconds * share / (1 - share) if self._running else None)
-        if failure is None:
-            return
-        if len(stage.entries) == 1:
-            self._fail("prefill", stage.entries[0], failure)
-            return
-        for entry in stage.entries:  # one by one: only the culprit must fail
-            if not entry.ended and (failure := self._run_stage(self._start([entry]), None)) is not None:
-                self._fail("prefill", entry, failure)
+        entries = self._stage.entries
+        failure = self._run_stage(self._decode_seconds * share / (1 - share) if self._running else None)
+        if failure is not None:
+            self._joining = entries
+            self._prefill_one_by_one(entries, failure)
+            self._joining = []
 
-    def _run_stage(self, stage: PrefillStage, seconds: float | None) -> Exception | None:
+    def _prefill_one_by_one(self, entries: list[RunningSequence], failure: Exception | None) -> None:
+        """After a failure of all together: only the culprit must fail."""
+        for entry in entries:
+            if not entry.ended:
+                if len(entries) > 1:
+                    failure = self._start([entry]) or self._run_stage(None)
+                if failure is not None:
+                    self._fail("prefill", entry, failure)
+
+    def _run_stage(self, seconds: float | None) -> Exception | None:
         """Go on for so long and, when it is done, begin the answers; the error that ended it instead."""
+        stage = self._stage
+        assert stage is not None, "nothing to run"  # noqa: S101
         try:
             if not stage.run(seconds):
                 return None
             logits = stage.finish()
         except Exception as error:
-            log.warning("prefill of %d sequences failed", len(stage.entries), exc_info=True)
-            self._stage = None
-            for entry in stage.entries:
-                entry.free_cache()
-            return error.with_traceback(None)  # it would keep the tensors
+            return self._not_prefilled(stage.entries, error)
         self._running += [entry for entry in stage.entries if not entry.ended]
         self._stage = None
         self._observer.stepped("prefill", len(stage.entries))
@@ -315,30 +300,57 @@ class Engine:
             if entry.ended:
                 entry.free_cache()
             else:
-                self._guarding("prefill", entry, partial(self._begin, entry, row))
+                self._guarding("prefill", entry, partial(self._answers.begin, entry, row))
+        self._forget_ended()
         return None
+
+    def _not_prefilled(self, entries: list[RunningSequence], error: Exception) -> Exception:
+        log.warning("prefill of %d sequences failed", len(entries), exc_info=error)
+        self._require_device()
+        self._stage = None
+        for entry in entries:
+            entry.free_cache()
+        return error.with_traceback(None)  # it would keep the tensors
 
     def _decode(self) -> None:
         started = time.monotonic()
-        self._make_room()
-        batch = list(self._running)
+        batch = self._with_room()
         if self._limits.deterministic:
             outcome = [pair for entry in batch for pair in self._isolating([entry])]
         else:
             outcome = self._isolating(batch)
         for entry, logits in outcome:
-            self._guarding("decode", entry, partial(self._choose, entry, logits))
+            self._guarding("decode", entry, partial(self._answers.choose, entry, logits))
+        self._forget_ended()
         self._decode_seconds = time.monotonic() - started
 
-    def _make_room(self) -> None:
-        """Room for one more token of each running sequence; where the pool is full, the youngest give theirs back."""
+    def _with_room(self) -> list[RunningSequence]:
+        """The running sequences that have room for one more token.
+
+        Where the pool is full, the youngest give theirs back. While those are being prefilled, who has no room pauses.
+        """
+        ready = []
         for entry in list(self._running):
-            while entry in self._running and not entry.grow_cache():
-                youngest = self._running.pop()
-                youngest.preempted()
-                with self._changed:
-                    self._waiting[youngest.sequence.priority].appendleft(youngest)
-                self._observer.preempted()
+            while entry in self._running and not entry.ended:
+                if self._guarding("decode", entry, entry.grow_cache):
+                    ready.append(entry)
+                    break
+                if self._stage is not None:
+                    break
+                if not entry.ended:
+                    self._preempt_youngest()
+        self._forget_ended()
+        return [entry for entry in ready if entry in self._running]
+
+    def _forget_ended(self) -> None:
+        self._running = [entry for entry in self._running if not entry.ended]
+
+    def _preempt_youngest(self) -> None:
+        youngest = self._running.pop()
+        youngest.preempted()
+        with self._changed:
+            self._waiting[youngest.sequence.priority].appendleft(youngest)
+        self._observer.preempted()
 
     def _isolating(self, batch: list[RunningSequence]) -> list[tuple[RunningSequence, Tensor]]:
         """Decode one step together; when that fails, one by one, and end only those that fail again."""
@@ -351,72 +363,29 @@ class Engine:
                 self._fail("decode", batch[0], error)
                 return []
             log.warning("decode of %d sequences failed, running them one by one", len(batch), exc_info=True)
+            self._require_device()
         else:
             self._observer.stepped("decode", len(batch))
             return list(zip(batch, logits, strict=True))
         # Outside of `except`: the error's traceback would keep the failed step's tensors.
         return [item for entry in batch for item in self._isolating([entry])]
 
-    def _guarding(self, phase: str, entry: RunningSequence, act: Callable[[], None]) -> None:
+    def _guarding(self, phase: str, entry: RunningSequence, act: Callable[[], T]) -> T | None:
+        """What `act` returns; None when it failed and the sequence ended with it."""
         try:
-            act()
+            return act()
         except Exception as error:
             self._fail(phase, entry, error)
+            return None
+
+    def _require_device(self) -> None:
+        """After a failure. A GPU that has failed fails at everything: the engine must end, not every sequence."""
+        torch.zeros(1, device=self._loaded.device).item()
 
     def _fail(self, phase: str, entry: RunningSequence, error: Exception) -> None:
+        self._require_device()
         log.error("%s of sequence %s failed: %r", phase, entry.sequence.id, error)
-        if entry in self._running:
-            self._running.remove(entry)
         entry.end(EngineError(f"{phase} failed: {type(error).__name__}"))
 
     def _step(self, rows: list[StepRows]) -> Tensor:
         return step(self._loaded.adapter, self._attention, self._pool, rows, self._loaded.device)
-
-    def _begin(self, entry: RunningSequence, logits: Tensor) -> None:
-        """After prefill: take the first token, go on where an earlier one stopped, or score a given answer."""
-        sequence = entry.sequence
-        if sequence.score_only:
-            self._finish(entry, "stop", self._log_likelihood(entry, logits))
-        elif entry.tokens:
-            self._compute_given(entry, tuple(entry.tokens))
-        elif sequence.forced_prefix:
-            self._replay(entry)
-        else:
-            self._choose(entry, logits)
-
-    def _choose(self, entry: RunningSequence, logits: Tensor) -> None:
-        self._advance(entry, next_token(logits, entry.sequence.sampling, len(entry.tokens)))
-
-    def _replay(self, entry: RunningSequence) -> None:
-        """Take over what an earlier attempt emitted, without emitting it again, and go on behind it."""
-        prefix = entry.sequence.forced_prefix
-        for token in prefix:
-            self._advance(entry, token, emit=False)
-            if entry not in self._running:
-                return
-        self._compute_given(entry, prefix)
-
-    def _compute_given(self, entry: RunningSequence, tokens: tuple[int, ...]) -> None:
-        """Fill the cache up to the last of the tokens, which the next step takes."""
-        if len(tokens) > 1:
-            self._step([entry.given_tokens(tokens[:-1])])
-
-    def _log_likelihood(self, entry: RunningSequence, first_logits: Tensor) -> float:
-        answer = entry.sequence.score_only
-        rows = [first_logits.unsqueeze(0)]
-        if len(answer) > 1:
-            rows.append(self._step([entry.given_tokens(answer[:-1])]))
-        scores = torch.log_softmax(torch.cat(rows).float(), dim=-1)
-        return float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
-
-    def _advance(self, entry: RunningSequence, token: int, *, emit: bool = True) -> None:
-        """Add a token; deliver what it completes; end the sequence when it is the last."""
-        event, reason = entry.advance(token, self._loaded.eos_tokens)
-        if emit:
-            entry.handle.put(event)
-        if reason:
-            self._finish(entry, reason)
-
-    def _finish(self, entry: RunningSequence, reason: str, log_likelihood: float | None = None) -> None:
-        self._running.remove(entry)
-        entry.end(entry.result(reason, log_likelihood))

@@ -48,7 +48,7 @@ class EngineLimits:
     context_length: int | None = None
     cache_tokens: int | None = None
     feature_cache_bytes: int = 256 * 2**20
-    prefill_share: float = 0.75
+    prefill_share: float = 0.9
     interactive_share: float = 0.8
     deterministic: bool = False
     attention: str = "auto"

@@ -9,7 +9,16 @@ from dataclasses import replace
 from erase.engine.cache import CachePool, SequenceCache, planned_lengths
 from erase.engine.prefill import PackedPrompt, StepRows
 from erase.engine.scheduler import Candidate
-from erase.engine.sequence import EngineError, Handle, PhaseTimes, Result, Sequence, TokenEvent
+from erase.engine.sequence import (
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    Handle,
+    PhaseTimes,
+    Result,
+    Sequence,
+    TokenEvent,
+)
 from erase.engine.text import TextStream
 from erase.methods.base import Architecture
 from erase.methods.stage1_only import Stage1Only
@@ -40,7 +49,7 @@ class RunningSequence:
         self.handle = Handle(sequence.id)
         self.tokens: list[int] = []
         self._text = text
-        self.submitted = time.monotonic()
+        self.submitted = self.waits_since = time.monotonic()
         self.ended = False
         self._times: tuple[float, float, float] | None = None
         self._cache: SequenceCache | None = None
@@ -81,6 +90,14 @@ class RunningSequence:
             raise MemoryError(f"the pool of caches has {pool.free} rows left, {self.candidate.cache_rows} are needed")
         return self._cache
 
+    def reason_to_end(self, now: float) -> EngineError | None:
+        """Why it must not go on, if so: cancelled, or past its deadline; `now` is `time.monotonic()` seconds."""
+        if self.handle.cancelled:
+            return CancelledError("the sequence was cancelled")
+        if self.sequence.deadline is not None and now >= self.sequence.deadline:
+            return DeadlineError("the deadline passed before the answer was finished")
+        return None
+
     def deliver(self, outcome: Result | EngineError) -> None:
         """Its end, told to whoever waits."""
         self.ended = True
@@ -88,8 +105,10 @@ class RunningSequence:
 
     def end(self, outcome: Result | EngineError) -> None:
         """Its end: told, and all that it holds given back."""
-        self.free_cache()
-        self.deliver(outcome)
+        try:
+            self.free_cache()
+        finally:
+            self.deliver(outcome)
 
     def free_cache(self) -> None:
         """Give back all that it holds; may be called again."""
@@ -108,6 +127,7 @@ class RunningSequence:
     def preempted(self) -> None:
         """Its cache goes to others. It waits again and will keep the vision tokens that it kept."""
         self.sequence = replace(self.sequence, frozen_cuts=self._rows().done)
+        self.waits_since = time.monotonic()
         self.free_cache()
 
     def prefilled(self, prompt: PackedPrompt, *, admitted: float, encoded: float) -> None:
@@ -122,9 +142,9 @@ class RunningSequence:
         position = self.sequence.prompt.next_position + len(self.tokens) - 1
         return StepRows(self._rows().cache, (self.tokens[-1],), position)
 
-    def given_tokens(self, tokens: tuple[int, ...]) -> StepRows:
-        """The first tokens of an answer that is given, as input of one step."""
-        return StepRows(self._rows().cache, tokens, self.sequence.prompt.next_position)
+    def given_tokens(self, tokens: tuple[int, ...], first: int = 0) -> StepRows:
+        """Tokens of an answer that is given, from number `first` on, as input of one step."""
+        return StepRows(self._rows().cache, tokens[first:], self.sequence.prompt.next_position + first)
 
     def advance(self, token: int, end_tokens: Container[int]) -> tuple[TokenEvent, str | None]:
         """Add a token: the event that shows what it completes, and why the sequence ends with it, if it does."""

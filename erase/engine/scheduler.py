@@ -62,17 +62,19 @@ class Shares:
 
     interactive: float = 0.8
     _served: dict[Priority, float] = field(default_factory=lambda: dict.fromkeys(PRIORITIES, 0.0))
+    """Tokens over share. Who waits keeps what is owed to it, also while nobody else waits for a moment."""
 
     def next(self, waiting: List[Priority]) -> Priority:
         """Whose turn it is, out of the priorities that wait (at least one). An idle one saves nothing up."""
-        if len(set(waiting)) == 1:
-            self._served = dict.fromkeys(PRIORITIES, 0.0)
-            return waiting[0]
-        return min(PRIORITIES, key=lambda priority: self._served[priority] / self._share(priority))
+        turn = min(waiting, key=lambda priority: self._served[priority])
+        for priority in PRIORITIES:
+            if priority not in waiting:
+                self._served[priority] = max(self._served[priority], self._served[turn])
+        return turn
 
     def served(self, priority: Priority, tokens: int) -> None:
         """So many prompt tokens of a priority were admitted."""
-        self._served[priority] += tokens
+        self._served[priority] += tokens / self._share(priority)
 
     def _share(self, priority: Priority) -> float:
         return self.interactive if priority == "interactive" else 1 - self.interactive

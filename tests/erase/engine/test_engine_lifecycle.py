@@ -1,6 +1,7 @@
 """How sequences end when they do not answer, and what that does to their neighbours."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from erase.engine import (
     EngineStoppedError,
     SamplingParams,
 )
+from erase.engine import answers as answers_module
 from erase.engine import engine as engine_module
+from erase.engine.stage import PrefillStage
 from erase.errors import InputError
 
 
@@ -209,8 +212,8 @@ def test_a_sequence_whose_token_cannot_be_chosen_fails_alone(endless, neighbours
             raise ArithmeticError("no token")
         return next_token(logits, params, step)
 
-    next_token = engine_module.next_token
-    monkeypatch.setattr(engine_module, "next_token", choose)
+    next_token = answers_module.next_token
+    monkeypatch.setattr(answers_module, "next_token", choose)
     with running(endless) as engine:
         with held(engine, endless):
             bad = engine.submit(ask(endless, "what ?", seed=666))
@@ -259,6 +262,61 @@ def test_a_token_that_cannot_become_text_fails_its_sequence_alone(endless, neigh
             bad.result()
         for handle, (_, expected) in zip(good, neighbours, strict=True):
             assert same(handle.result(), expected)
+
+
+def test_a_prefill_that_cannot_begin_together_begins_one_by_one(endless, neighbours, monkeypatch):
+    refused = []
+
+    class Stage(PrefillStage):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if len(self.entries) > 1 or self.entries[0].sequence.sampling.seed == 666:
+                refused.append(len(self.entries))
+                raise MemoryError
+
+    monkeypatch.setattr("erase.engine.engine.PrefillStage", Stage)
+    with running(endless) as engine:
+        with held(engine, endless):
+            bad = engine.submit(ask(endless, "what ?", seed=666))
+            good = [engine.submit(question) for question, _ in neighbours]
+        with pytest.raises(EngineError, match="prefill failed: MemoryError"):
+            bad.result()
+        for handle, (_, expected) in zip(good, neighbours, strict=True):
+            assert same(handle.result(), expected)
+        assert engine._pool.used == 0
+    assert max(refused) == len(neighbours) + 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_device_that_has_failed_ends_the_engine_and_no_sequence_is_blamed(endless, neighbours, monkeypatch, phase):
+    broken = threading.Event()
+    stock = endless.adapter.finish_layer
+
+    def finish_layer(layer, hidden, attended):
+        if broken.is_set():
+            raise RuntimeError("the device is gone")
+        return stock(layer, hidden, attended)
+
+    def require_device(self):
+        if broken.is_set():
+            raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(endless.adapter, "finish_layer", finish_layer)
+    monkeypatch.setattr(Engine, "_require_device", require_device)
+    with running(endless, max_running=2) as engine:
+        gate = pytest.raises(EngineStoppedError) if phase == "prefill" else nullcontext()
+        with gate, held(engine, endless):
+            handles = [engine.submit(again(question, max_tokens=100)) for question, _ in neighbours]
+            if phase == "prefill":
+                broken.set()
+        if phase == "decode":
+            next(handles[0].events())
+            broken.set()
+        for handle in handles:
+            with pytest.raises(EngineStoppedError):
+                handle.result()
+        assert not engine.alive
 
 
 def test_errors_tell_nothing_of_the_inside(endless, samples, pruned):

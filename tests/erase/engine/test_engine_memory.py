@@ -1,8 +1,11 @@
 """What the engine holds: the pool of caches shared by preemption, and features of images that were asked about."""
 
+import math
 import random
 import time
 from collections import Counter, deque
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +13,18 @@ from engine_cases import Packed, Recorder, again, alone, ask, held, mixture, res
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erase.engine import CancelledError, ContextLengthError, DeadlineError
+import erase
+from erase.engine import CancelledError, ContextLengthError, DeadlineError, EngineError
+from erase.engine.cache import CachePool
 from erase.engine.images import FeatureCache
+from erase.engine.running import RunningSequence
+from erase.engine.text import TextStream
+from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.base import VisionFeatures
 from erase.models.prompt import prepare_images
 
+CPU = torch.device("cpu")
 ROOM = 8
 LONG = 3 * ROOM
 
@@ -247,3 +256,74 @@ def test_a_second_run_from_frozen_cuts_is_the_first_run(demo, samples, pruned):
     )
     assert torch.equal(first.logits, second.logits)
     assert any(prompt.done for prompt in first.prompts)
+
+
+def test_the_oldest_is_never_preempted_not_even_while_the_youngest_are_prefilled(endless, long_answers, monkeypatch):
+    (first, second), expected = long_answers[0][:2], long_answers[1][:2]
+    prompts = [sum(answer.cache_lengths) / len(answer.cache_lengths) for answer in expected]
+    preempted = []
+    stock = RunningSequence.preempted
+    monkeypatch.setattr(RunningSequence, "preempted", lambda self: preempted.append(self.sequence.id) or stock(self))
+    monkeypatch.setattr("erase.engine.running.FIRST_ROOM", 2)
+    capacity = math.ceil(sum(prompts)) + 2 * 2 + 1  # the older one needs more while the younger is prefilled
+    with running(endless, cache_tokens=capacity, prefill_share=0.01) as engine:
+        older = engine.submit(first)
+        next(older.events())
+        younger = engine.submit(second)
+        assert same(older.result(), expected[0])
+        assert same(younger.result(), expected[1])
+    assert first.id not in preempted
+
+
+def test_a_preempted_sequence_waits_anew_and_only_its_own_priority_waits(endless, long_answers):
+    entry = RunningSequence(long_answers[0][0], TextStream(endless.tokenizer, ()), endless.adapter.architecture)
+    entry.waits_since -= 100
+    entry.take_cache(CachePool(10_000, endless.adapter.key_heads, endless.adapter.head_dim, torch.float32, CPU))
+    entry._prompt = SimpleNamespace(done=(), cache=entry._cache)
+    entry.preempted()
+    assert time.monotonic() - entry.waits_since < 10
+    with running(endless) as engine:
+        with held(engine, endless):
+            handle = engine.submit(ask(endless, "what ?", max_tokens=1, priority="batch"))
+            time.sleep(0.02)
+            assert engine.waits_for("batch") >= 0.02
+            assert engine.waits_for("interactive") == 0.0
+        handle.result()
+
+
+def test_a_cache_that_cannot_grow_for_want_of_memory_fails_its_sequence_alone(endless, long_answers, monkeypatch):
+    questions, expected = long_answers
+    stock = RunningSequence.grow_cache
+
+    def grow_cache(self):
+        if self.sequence is questions[1] and len(self.tokens) > 3:
+            raise MemoryError
+        return stock(self)
+
+    monkeypatch.setattr(RunningSequence, "grow_cache", grow_cache)
+    with running(endless) as engine:
+        handles = [engine.submit(question) for question in questions]
+        with pytest.raises(EngineError, match="MemoryError"):
+            handles[1].result()
+        for handle, answer in zip(handles[2:], expected[2:], strict=True):
+            assert same(handle.result(), answer)
+        assert engine.alive
+
+
+def test_with_little_text_a_quarter_of_the_vision_tokens_lets_three_times_as_many_share_the_cache(endless, samples):
+    image = samples[0].image.resize((28 * 24, 28 * 12))
+    policy = replace(erase.preset("qwen2.5-vl-7b", retention=0.25), layers=(1, 5))
+    most = {}
+    for name, method in (("unpruned", method_for(None)), ("pruned", method_for(policy))):
+        sequences = [ask(endless, "what is ?", [image], method=method, max_tokens=8) for _ in range(16)]
+        vision, text = sequences[0].preselection.tokens, len(sequences[0].prompt.tokens) + 8
+        assert vision >= 8 * (text - vision)
+        recorder = Recorder()
+        with running(endless, recorder, max_running=16, max_prefill_tokens=10**6, cache_tokens=2 * text) as engine:
+            with held(engine, endless):
+                handles = [engine.submit(sequence) for sequence in sequences]
+            for handle in handles:
+                handle.result()
+        most[name] = max(load[0] for load in recorder.loads)
+    assert most["unpruned"] == 2
+    assert most["pruned"] >= 3 * most["unpruned"]

@@ -1,5 +1,6 @@
 """Admission: pure, so every promise is a property."""
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -101,6 +102,18 @@ def test_while_both_priorities_wait_each_gets_its_share_of_the_tokens(share, pro
         tokens[turn] += own
     total = sum(tokens.values())
     assert abs(tokens["interactive"] - share * total) <= 200
+
+
+@pytest.mark.parametrize(("steady", "blinking"), [("batch", "interactive"), ("interactive", "batch")])
+def test_what_is_owed_to_a_priority_is_not_lost_while_the_other_pauses(steady, blinking):
+    shares = Shares(0.5)
+    turns = []
+    for _ in range(20):
+        turns.append(shares.next(["interactive", "batch"]))
+        shares.served(turns[-1], 100)
+        if turns[-1] == blinking:  # away for a moment, in which nothing fits, so nobody is served
+            assert shares.next([steady]) == steady
+    assert abs(turns.count(steady) - 10) <= 1
 
 
 def test_a_priority_that_did_not_wait_has_saved_nothing_up():
