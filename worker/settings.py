@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         0, description="vision tokens of a prompt below which stage 2 is left out: it would cost more than it saves"
     )
     prefill_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.75, description="share of the engine's time for prefill while others decode"
+        0.9, description="share of the engine's time for prefill while others decode"
     )
     interactive_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="share of interactive work in prefill while batch work waits, too"
