@@ -18,6 +18,7 @@ from bench.engine import load_bench_policy, model_arguments
 from bench.models import CELL, endless_model, parameters
 from bench.pages import page
 from bench.report import (
+    above_zero,
     by_turns,
     counts,
     fraction,
@@ -198,10 +199,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _megapixels(text: str) -> list[float]:
-    values = [float(part) for part in text.split(",")]
-    if not values or min(values) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} are not sizes above 0")
-    return values
+    return [above_zero(part) for part in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:

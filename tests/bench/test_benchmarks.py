@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import engine, growth, load, stack, stage1
+from bench import engine, growth, load, preparing, stack, stage1
 from bench.flops import request_flops
 from bench.models import endless_model, image_size
 from bench.pages import page
@@ -172,6 +172,17 @@ def test_the_time_until_the_first_token_is_shared_out_over_its_phases(tmp_path: 
         assert row["stage1"] + row["encode"] + row["prefill"] <= row["first"] * 1.05
         assert 0 <= row["stage2"] <= row["prefill"]
         assert (row["side"] == "unpruned") == (row["kept"] == row["vision_tokens"])
+
+
+def test_images_are_prepared_beside_the_decoding_engine_in_threads_and_in_processes(tmp_path: Path) -> None:
+    file = tmp_path / "preparing.json"
+    settings = ["--model", str(STARTER), "--megapixels", "0.1", "--running", "2", "--output-tokens", "40"]
+    assert preparing.main([*settings, "--beside", "2", "--repetitions", "1", "--json", str(file)]) == 0
+    alone, threads, processes = json.loads(file.read_text())["rows"]
+    assert [row["side"] for row in (alone, threads, processes)] == ["alone", "beside threads", "beside processes"]
+    assert alone["images_per_s"] == 0
+    assert min(threads["images_per_s"], processes["images_per_s"]) > 0
+    assert min(row["tpot_ms"] for row in (alone, threads, processes)) > 0
 
 
 @given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=8))
