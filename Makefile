@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
+# The library's tests run on one thread each, so two at a time; those that start servers run alone.
+BESIDE := --numprocesses 2 --dist loadfile
 
 .PHONY: help
 help: ## show the targets
@@ -13,12 +15,13 @@ serve: $(VENV)/.runtime ## start Redis, worker and service here and ask a first 
 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests, the real stack included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(BESIDE) tests/erase
+	@$(BIN)/python -m pytest --ignore tests/erase
 
 # The generator and calibration never meet transformers themselves.
 .PHONY: test-oldest
 test-oldest: $(VENV)/.oldest ## run the library's tests with the oldest supported transformers
-	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest tests/erase \
+	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest $(BESIDE) tests/erase \
 	  --ignore tests/erase/test_synthetic.py --ignore tests/erase/test_calibration.py
 
 .PHONY: check

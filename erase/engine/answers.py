@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,20 +10,21 @@ from torch import Tensor
 from erase.engine.prefill import StepRows
 from erase.engine.running import RunningSequence
 from erase.engine.sampling import next_token
+from erase.models.loading import LoadedModel
 
 
 class Answers:
     """Gives running sequences their tokens; one that got its last has ended.
 
     Args:
+        loaded: the model, for the ids that end an answer.
         compute: runs new tokens of one sequence; their logits [tokens, vocabulary].
-        end_tokens: ids that end an answer.
         singly: whether given tokens are computed one at a time, as they were when they were chosen.
     """
 
-    def __init__(self, compute: Callable[[StepRows], Tensor], end_tokens: Container[int], *, singly: bool) -> None:
+    def __init__(self, loaded: LoadedModel, compute: Callable[[StepRows], Tensor], *, singly: bool) -> None:
+        self._loaded = loaded
         self._compute = compute
-        self._end_tokens = end_tokens
         self._singly = singly
 
     def begin(self, entry: RunningSequence, logits: Tensor) -> None:
@@ -73,7 +74,7 @@ class Answers:
 
     def _advance(self, entry: RunningSequence, token: int, *, emit: bool = True) -> None:
         """Add a token; deliver what it completes; end the sequence when it is the last."""
-        event, reason = entry.advance(token, self._end_tokens)
+        event, reason = entry.advance(token, self._loaded.eos_tokens)
         if emit:
             entry.handle.put(event)
         if reason:

@@ -70,7 +70,7 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._progress = time.monotonic()
-        self._answers = Answers(lambda rows: self._step([rows]), loaded.eos_tokens, singly=self._limits.deterministic)
+        self._answers = Answers(loaded, lambda rows: self._step([rows]), singly=self._limits.deterministic)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
