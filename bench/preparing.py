@@ -124,7 +124,7 @@ def _threads(loaded: LoadedModel, method: Method, options: argparse.Namespace) -
 @contextmanager
 def _processes(loaded: LoadedModel, method: Method, options: argparse.Namespace) -> Iterator[Callable[[], int]]:
     context = multiprocessing.get_context("spawn")
-    prepared = [context.Value("q", 0) for _ in range(options.beside)]
+    prepared = [context.RawValue("q", 0) for _ in range(options.beside)]
     arguments = (options.model, options.policy, options.retention, options.megapixels)
     processes = [context.Process(target=_prepare_always, args=(*arguments, count), daemon=True) for count in prepared]
     for process in processes:
