@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.engine import load_bench_policy, model_arguments
+from bench.engine import QUESTION, load_bench_policy, model_arguments
 from bench.models import CELL, endless_model, parameters
 from bench.pages import page
 from bench.report import (
@@ -37,8 +37,6 @@ from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedPrompt, prepare_images, prepare_prompt
-
-QUESTION = "what is the total number on page ?"
 
 
 @dataclass(frozen=True)

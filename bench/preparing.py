@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bench.engine import load_bench_policy, model_arguments
+from bench.engine import QUESTION, load_bench_policy, model_arguments
 from bench.models import endless_model, parameters
 from bench.pages import page
 from bench.report import (
@@ -45,7 +45,6 @@ from erase.methods.base import Method
 from erase.models.loading import LoadedModel
 from erase.models.prompt import prepare_images, prepare_prompt
 
-QUESTION = "what is the total number on page ?"
 ALONE, THREADS, PROCESSES = "alone", "beside threads", "beside processes"
 _START_TIMEOUT_S = 120.0
 

@@ -153,10 +153,7 @@ def positive(text: str) -> int:
 
 def above_zero(text: str) -> float:
     """For argparse: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
@@ -164,13 +161,18 @@ def above_zero(text: str) -> float:
 
 def fraction(text: str) -> float:
     """For argparse: a number above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0.0 < value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
     return value
+
+
+def _number(text: str) -> float:
+    """0 where it is none, which no argument allows."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def fractions(text: str) -> list[float]:
