@@ -97,9 +97,9 @@ class Recipe:
 
 RECIPES = {
     "cpu": Recipe(
-        vision_width=192,
+        vision_width=128,
         vision_depth=6,
-        vision_mlp=512,
+        vision_mlp=384,
         full_attention=(2, 5),
         width=192,
         depth=16,
@@ -107,14 +107,14 @@ RECIPES = {
         heads=6,
         key_value_heads=2,
         phases=(
-            Phase(0.714, (42, 144), 1.0, cells_only=True, shown=5),
-            Phase(0.76, (36, 64), 0.25, shown=2, every=2),
-            Phase(0.82, (42, 100), 0.6, shown=2, every=2),
-            Phase(0.87, (49, 169), 1.0, shown=2),
-            Phase(0.94, (64, 400), 1.0, shown=2),
+            Phase(0.45, (42, 144), 1.0, cells_only=True, shown=5),
+            Phase(0.55, (36, 64), 0.25, shown=2, every=2),
+            Phase(0.67, (42, 100), 0.6, shown=2, every=2),
+            Phase(0.77, (49, 169), 1.0, shown=2),
+            Phase(0.90, (64, 400), 1.0, shown=2),
             Phase(1.00, (64, 1300), 1.0, shown=2),
         ),
-        batch_tokens=1024,
+        batch_tokens=768,
         questions=8,
     ),
     "gpu": Recipe(

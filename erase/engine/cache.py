@@ -67,6 +67,11 @@ class CachePool:
         """Take a block back."""
         self._blocks.remove(block)
 
+    def write(self, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [rows, key heads, head_dim] into the rows of the pool that `places` [rows] names."""
+        self.keys.index_copy_(0, places, keys)
+        self.values.index_copy_(0, places, values)
+
     def _gap(self, rows: int) -> int | None:
         """The first place in the list of blocks where so many rows are free."""
         ends = [0, *(block.end for block in self._blocks)]
@@ -101,8 +106,8 @@ class Block:
 class SequenceCache:
     """One sequence's rows, survivors only: per layer its own number of them, and `room` for the answer's.
 
-    Prefill writes each layer's rows once they are final (`store`); a step writes its rows behind them (`append`), which
-    count only after `commit`: a step that failed half-way leaves nothing behind.
+    Prefill writes each layer's rows once they are final (`store`); a step writes its rows behind them (`spans_with`),
+    which count only after `commit`: a step that failed half-way leaves nothing behind.
     """
 
     def __init__(self, pool: CachePool, block: Block, planned: Sequence[int], room: int) -> None:
@@ -129,31 +134,28 @@ class SequenceCache:
 
     @property
     def room(self) -> int:
-        """Rows per layer that can still be appended."""
+        """Rows per layer that can still be added."""
         return self._room - self._answer
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Take the prompt's final rows [rows, key heads, head_dim] of a layer."""
         if len(key) != self._planned[layer]:
             raise ValueError(f"layer {layer} was planned for {self._planned[layer]} rows, got {len(key)}")
-        self._write(layer, 0, key, value)
+        self._write(layer, key, value)
         self._stored[layer] = True
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> slice:
-        """Write new rows [rows, key heads, head_dim] behind the valid ones; returns where all up to them lie."""
-        if len(key) > self.room:
-            raise ValueError(f"there is room for {self.room} more rows, got {len(key)}")
-        start = self._planned[layer] + self._answer
-        self._write(layer, start, key, value)
-        return self.span(layer, start + len(key))
+    def span(self, layer: int) -> slice:
+        """Where a layer's valid rows lie in the pool."""
+        return self._span(layer, self.lengths[layer])
 
-    def span(self, layer: int, rows: int | None = None) -> slice:
-        """Where a layer's first `rows` (default: the valid ones) lie in the pool."""
-        first = self._held.start + self._offsets[layer]
-        return slice(first, first + (self.lengths[layer] if rows is None else rows))
+    def spans_with(self, rows: int) -> list[slice]:
+        """Where each layer's rows will lie when `rows` more have been written behind the valid ones."""
+        if rows > self.room:
+            raise ValueError(f"there is room for {self.room} more rows, got {rows}")
+        return [self._span(layer, planned + self._answer + rows) for layer, planned in enumerate(self._planned)]
 
     def commit(self, rows: int) -> None:
-        """The last `rows` appended rows of every layer are valid now."""
+        """The next `rows` rows of every layer have been written and are valid now."""
         self._answer += rows
 
     def grow(self, room: int) -> bool:
@@ -169,7 +171,7 @@ class SequenceCache:
         self._block = self._pool.allocate(sum(self._planned) + wanted * len(self._planned))
         self._room, self._offsets = wanted, self._offsets_for(wanted)
         for layer, (key, value) in enumerate(rows):
-            self._write(layer, 0, key, value)
+            self._write(layer, key, value)
         return True
 
     def free(self) -> None:
@@ -184,10 +186,15 @@ class SequenceCache:
             raise ValueError("the cache was given back")
         return self._block
 
+    def _span(self, layer: int, rows: int) -> slice:
+        first = self._held.start + self._offsets[layer]
+        return slice(first, first + rows)
+
     def _offsets_for(self, room: int) -> tuple[int, ...]:
         return tuple(accumulate((length + room for length in self._planned[:-1]), initial=0))
 
-    def _write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
-        first = self._held.start + self._offsets[layer] + start
-        self._pool.keys[first : first + len(key)] = key
-        self._pool.values[first : first + len(value)] = value
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """A layer's first rows."""
+        span = self._span(layer, len(key))
+        self._pool.keys[span] = key
+        self._pool.values[span] = value

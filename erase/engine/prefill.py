@@ -196,13 +196,19 @@ def step(
         part.squeeze(0) for part in adapter.rotary(hidden.unsqueeze(0), positions.expand(adapter.position_axes, 1, -1))
     )
     lengths = [len(row.tokens) for row in rows]
+    spans = list(zip(*(row.cache.spans_with(len(row.tokens)) for row in rows), strict=True))  # by layer
+    places = torch.tensor([_last_places(own, lengths) for own in spans], device=device)
     for layer in range(adapter.depth):
         query, key, value = (part.transpose(0, 1) for part in adapter.project(layer, hidden, cos, sin))
-        new = zip(rows, torch.split(key, lengths), torch.split(value, lengths), strict=True)
-        spans = [row.cache.append(layer, own_key, own_value) for row, own_key, own_value in new]
-        attended = attention.steps(query, pool.keys, pool.values, lengths, spans, adapter.scale)
+        pool.write(places[layer], key, value)
+        attended = attention.steps(query, pool.keys, pool.values, lengths, spans[layer], adapter.scale)
         hidden = adapter.finish_layer(layer, hidden, attended.transpose(0, 1))
     logits = adapter.logits(hidden)
     for row in rows:
         row.cache.commit(len(row.tokens))
     return logits
+
+
+def _last_places(spans: List[slice], lengths: List[int]) -> list[int]:
+    """The last `lengths` rows of every span, one sequence behind the other."""
+    return [place for span, rows in zip(spans, lengths, strict=True) for place in range(span.stop - rows, span.stop)]

@@ -1,5 +1,7 @@
 """The pool of caches and the blocks in it: nothing is lost when blocks move, grow or go."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,10 @@ def held(pool, cache, layer):
     return pool.keys[span][:, 0, 0].tolist()
 
 
+def write_last(pool, span, keys, values):
+    pool.write(torch.arange(span.stop - len(keys), span.stop), keys, values)
+
+
 class Pool(RuleBasedStateMachine):
     """Any sequence of admissions, appends, growth and ends, beside a model of plain lists."""
 
@@ -51,8 +57,8 @@ class Pool(RuleBasedStateMachine):
     def append(self, data):
         cache, expected = data.draw(st.sampled_from(self.caches))
         count = data.draw(st.integers(0, cache.room))
-        for layer in range(DEPTH):
-            expected[layer] += self.fill(cache.append, layer, count)
+        for layer, span in enumerate(cache.spans_with(count)):
+            expected[layer] += self.fill(partial(write_last, self.pool), span, count)
         cache.commit(count)
 
     @precondition(lambda self: self.caches)
@@ -83,10 +89,10 @@ class Pool(RuleBasedStateMachine):
             assert self.pool.used == 0
         assert self.pool.used + self.pool.free == self.pool.rows
 
-    def fill(self, write, layer, count):
+    def fill(self, write, where, count):
         rows = rows_of(self.number, count)
         self.number += count
-        write(layer, rows, -rows)
+        write(where, rows, -rows)
         return rows[:, 0, 0].tolist()
 
 
@@ -98,9 +104,11 @@ def test_rows_of_a_failed_step_do_not_count():
     pool = pool_of(5)
     cache = SequenceCache.create(pool, [3], 2)
     cache.store(0, rows_of(0, 3), -rows_of(0, 3))
-    cache.append(0, rows_of(9, 1), -rows_of(9, 1))
+    (span,) = cache.spans_with(1)
+    write_last(pool, span, rows_of(9, 1), -rows_of(9, 1))
     assert cache.lengths == (3,)
-    span = cache.append(0, rows_of(7, 1), -rows_of(7, 1))
+    assert cache.spans_with(1) == [span]
+    write_last(pool, span, rows_of(7, 1), -rows_of(7, 1))
     cache.commit(1)
     assert cache.lengths == (4,)
     assert pool.keys[span][:, 0, 0].tolist() == held(pool, cache, 0) == [0, 1, 2, 7]
@@ -111,7 +119,7 @@ def test_more_or_fewer_rows_than_planned_are_refused():
     with pytest.raises(ValueError, match="planned for 3 rows, got 2"):
         cache.store(0, rows_of(0, 2), rows_of(0, 2))
     with pytest.raises(ValueError, match="room for 1 more rows, got 2"):
-        cache.append(0, rows_of(0, 2), rows_of(0, 2))
+        cache.spans_with(2)
 
 
 @given(st.integers(0, 5), st.integers(0, 20), st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=3))
