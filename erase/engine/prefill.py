@@ -93,12 +93,23 @@ class Prefill:
         adapter, layer = self._adapter, self._layer
         heads = adapter.project(layer, self._hidden, self._cos, self._sin)
         query, key, value = (part.transpose(0, 1) for part in heads)
+        for prompt in self.prompts:
+            prompt.waiting[layer] = key[prompt.slice], value[prompt.slice]
+            prompt.rows.ran_layer()
+        if self.layers_left == 1:
+            self._finish_last_layer(query, key, value)
+        else:
+            self._finish_layer(query, key, value)
+        for prompt in self.prompts:
+            _cache_final_rows(prompt)
+        self._layer += 1
+
+    def _finish_layer(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        adapter, layer = self._adapter, self._layer
         lengths = [prompt.rows.rows for prompt in self.prompts]
         attended = self._attention.prompts(query, key, value, lengths, adapter.scale)
         layer_input, hidden = self._hidden, adapter.finish_layer(layer, self._hidden, attended.transpose(0, 1))
         for prompt in self.prompts:
-            prompt.waiting[layer] = key[prompt.slice], value[prompt.slice]
-            prompt.rows.ran_layer()
             if layer < len(prompt.deep):
                 add_deep_features(hidden, prompt.rows, prompt.offset, prompt.deep[layer])
         run = LayerRun(layer, layer_input, hidden, self._cos, self._sin)
@@ -106,15 +117,18 @@ class Prefill:
         self._hidden = hidden
         if any(rows is not None for rows in kept):
             self._close_gaps(kept)
-        for prompt in self.prompts:
-            _cache_final_rows(prompt)
-        self._layer += 1
+
+    def _finish_last_layer(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Of the last layer, cache aside, only the row that the answer follows on is needed; it is text."""
+        spans = [prompt.slice for prompt in self.prompts]
+        last = torch.tensor([span.stop - 1 for span in spans], device=self._device)
+        attended = self._attention.steps(query[last], key, value, [1] * len(spans), spans, self._adapter.scale)
+        self._hidden = self._adapter.finish_layer(self._layer, self._hidden[last], attended.transpose(0, 1))
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
         """After the last layer: the logits behind each prompt's last token [prompts, vocabulary]."""
-        last = torch.tensor([prompt.slice.stop - 1 for prompt in self.prompts], device=self._device)
-        return self._adapter.logits(self._hidden[last])
+        return self._adapter.logits(self._hidden)
 
     def _pack(
         self, sequences: List[Sequence], features: List[VisionFeatures], caches: List[SequenceCache]
