@@ -6,8 +6,8 @@ Counted are matrix products, one multiply-add as two operations, for `r` rows th
 
 with hidden size d, q = query heads x head_dim, k = key heads x head_dim, m = width of the feed-forward network; that is
 the linear layers, and attention's two products per pair of a query and a key that it may see. The vocabulary's
-projection of the last row, 2 d x vocabulary, is added once. Left out are norms, activations, rotations, softmax,
-pruning's own work, and what the engine saves, pruned or not, where its last layer goes on with a prompt's last row alone.
+projection of the last row, 2 d x vocabulary, is added once. Left out are norms, activations, rotations, softmax and
+pruning's own work; and what the engine saves, pruned or not, as it runs most of its last layer for one row of a prompt.
 """
 
 from __future__ import annotations
