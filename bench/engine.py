@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bench.report import (
 )
 from bench.sides import Answered, EngineSide, Run, Side, StockSide, agreement, measured
 from erase.engine import Engine, EngineLimits
+from erase.engine.threads import use_threads
 from erase.errors import EraseError
 from erase.methods import method_for
 from erase.models.loading import DEMO, LoadedModel
@@ -76,31 +78,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    threads = options.threads or torch.get_num_threads()
+    use_threads(1)  # whoever is measured has the only pool of threads
     progress(f"loading {options.model}")
     loaded = endless_model(options.model, options.device, options.dtype)
-    machine = this_machine(loaded.device)
+    machine = this_machine(loaded.device, threads)
     vision = options.vision_tokens or (DEMO_VISION_TOKENS if options.model == DEMO else USUAL_VISION_TOKENS)
     policy = load_bench_policy(options.policy, loaded)
     rows: list[Row] = []
     agreed: dict[int, float] = {}
-    with _running(loaded, max(options.concurrency)) as engine:
-        sides = _sides(engine, loaded, policy, options.retention)
-        outside = _outside_of_the_clock(loaded, vision, sides)
-        for concurrency in options.concurrency:
-            batches = [_prompts(loaded, vision, rep, concurrency) for rep in range(options.repetitions + 1)]
-            agreed[concurrency] = _warm_up(sides, batches[0], options.output_tokens, loaded)
-            runs: dict[str, list[Run]] = {side.name: [] for side in sides}
-            for rep, prompts in enumerate(batches[1:], 1):
-                for side in by_turns(sides, rep):
-                    run = measured(side, prompts, options.output_tokens, loaded.device)
-                    progress(
-                        f"concurrency {concurrency}, {rep} of {options.repetitions}, {side.name}: {run.wall:.2f} s"
-                    )
-                    runs[side.name].append(run)
-            grids = [image.cell_grid for image in batches[0][0].images]
-            rows += _rows(concurrency, runs, loaded, grids, options.output_tokens)
+    sides = _sides(partial(_running, loaded, max(options.concurrency)), loaded, policy, options.retention, threads)
+    outside = _outside_of_the_clock(loaded, vision, sides)
+    for concurrency in options.concurrency:
+        batches = [_prompts(loaded, vision, rep, concurrency) for rep in range(options.repetitions + 1)]
+        agreed[concurrency] = _warm_up(sides, batches[0], options.output_tokens, loaded)
+        runs: dict[str, list[Run]] = {side.name: [] for side in sides}
+        for rep, prompts in enumerate(batches[1:], 1):
+            for side in by_turns(sides, rep):
+                run = measured(side, prompts, options.output_tokens, loaded.device)
+                progress(f"concurrency {concurrency}, {rep} of {options.repetitions}, {side.name}: {run.wall:.2f} s")
+                runs[side.name].append(run)
+        grids = [image.cell_grid for image in batches[0][0].images]
+        rows += _rows(concurrency, runs, loaded, grids, options.output_tokens)
     size = parameters(loaded)
     print(f"{machine}\nmodel     {loaded.name}, {size / 1e6:.1f} M parameters, {loaded.dtype}")
     print(
@@ -120,14 +119,11 @@ def bench(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _running(loaded: LoadedModel, concurrency: int) -> Iterator[Engine]:
+def _running(loaded: LoadedModel, concurrency: int, threads: int) -> Iterator[Engine]:
     # All sides answer about the same images: what one encoded must not help the next.
-    engine = Engine(loaded, EngineLimits(max_running=concurrency, feature_cache_bytes=0))
-    engine.start()
-    try:
+    limits = EngineLimits(max_running=concurrency, feature_cache_bytes=0, cpu_threads=threads)
+    with Engine(loaded, limits) as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 def load_bench_policy(name: str, loaded: LoadedModel) -> Policy:
@@ -137,12 +133,20 @@ def load_bench_policy(name: str, loaded: LoadedModel) -> Policy:
     return preset(name) if name in preset_names() else load_policy(name)
 
 
-def _sides(engine: Engine, loaded: LoadedModel, policy: Policy, retentions: list[float]) -> list[Side]:
+def _sides(
+    running: Callable[[int], AbstractContextManager[Engine]],
+    loaded: LoadedModel,
+    policy: Policy,
+    retentions: list[float],
+    threads: int,
+) -> list[Side]:
+    engine = partial(running, threads)
     pruned = [
         EngineSide(f"pruned {value:g}", engine, loaded, method_for(policy.with_retention(value)), prunes=True)
         for value in retentions
     ]
-    return [EngineSide("unpruned", engine, loaded, method_for(None), prunes=False), *pruned, StockSide(loaded)]
+    unpruned = EngineSide("unpruned", engine, loaded, method_for(None), prunes=False)
+    return [unpruned, *pruned, StockSide(loaded, threads)]
 
 
 def _prompts(loaded: LoadedModel, vision: int, batch: int, concurrency: int) -> list[PreparedPrompt]:

@@ -33,6 +33,7 @@ from bench.report import (
 from erase import EraseError
 from erase.cutting import cut_prompt
 from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
+from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
@@ -76,10 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    threads = options.threads or torch.get_num_threads()
+    use_threads(1)  # the engine has the only pool of threads
     loaded = endless_model(options.model, options.device, options.dtype)
-    machine = this_machine(loaded.device)
+    machine = this_machine(loaded.device, threads)
     policy = load_bench_policy(options.policy, loaded).with_retention(options.retention)
     methods = {"unpruned": method_for(None), f"pruned {options.retention:g}": method_for(policy)}
     points = [Point(size, 1, 1) for size in options.megapixels]
@@ -87,7 +88,9 @@ def bench(options: argparse.Namespace) -> None:
     points += [Point(options.megapixels[0], 1, count) for count in options.images]
     points = list(dict.fromkeys(points))
     rows: list[Row] = []
-    limits = EngineLimits(max_running=max(point.prompts for point in points), feature_cache_bytes=0)
+    limits = EngineLimits(
+        max_running=max(point.prompts for point in points), feature_cache_bytes=0, cpu_threads=threads
+    )
     with Engine(loaded, limits) as engine:
         for number, point in enumerate(points, 1):
             progress(f"{number} of {len(points)}: {point}")

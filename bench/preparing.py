@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def bench(options: argparse.Namespace) -> None:
     prompts = [prepare_prompt(loaded, QUESTION, images)] * options.running
     runs: dict[str, list[tuple[Run, float]]] = {ALONE: [], THREADS: [], PROCESSES: []}
     with Engine(loaded, EngineLimits(max_running=options.running)) as engine:
-        side = EngineSide("pruned", engine, loaded, method, prunes=True)
+        side = EngineSide("pruned", lambda: nullcontext(engine), loaded, method, prunes=True)
         measured(side, prompts, 2, loaded.device)  # the images' features are known from here on
         for repetition in range(options.repetitions):
             for name in by_turns(list(runs), repetition):

@@ -50,14 +50,17 @@ class Machine:
         )
 
 
-def this_machine(device: torch.device | None = None) -> Machine:
-    """The machine as it is now; `device` names the GPU that the benchmark uses, if it uses one."""
+def this_machine(device: torch.device | None = None, threads: int | None = None) -> Machine:
+    """The machine as it is now; `device` names the GPU that the benchmark uses, if it uses one.
+
+    `threads` compute; None: those of the calling thread.
+    """
     on_gpu = device is not None and device.type == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         processor=_processor(),
         cores=cores,
-        threads=torch.get_num_threads(),
+        threads=threads or torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         python=platform.python_version(),
         torch=torch.__version__,

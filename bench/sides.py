@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +17,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from bench.report import BenchmarkError
 from erase.engine import Engine, Result, SamplingParams, Sequence
+from erase.engine.threads import use_threads
 from erase.methods.base import Cut, Method, Preselection
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedPrompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,35 @@ def measured(side: Side, prompts: List[PreparedPrompt], answer: int, device: tor
     return Run(run.answers, run.wall, peak)
 
 
-class EngineSide:
-    """Our engine. Stage 1 counts if the side prunes; without pruning it only reports, so it runs before the clock."""
+def in_own_thread(work: Callable[[], T], threads: int = 1) -> T:
+    """What `work` returns, computed with so many OpenMP threads, which end with it (see `erase.engine.threads`)."""
 
-    def __init__(self, name: str, engine: Engine, loaded: LoadedModel, method: Method, *, prunes: bool) -> None:
+    def compute() -> T:
+        use_threads(threads)
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(compute).result()
+        finally:
+            use_threads(1)
+
+
+class EngineSide:
+    """Our engine. Stage 1 counts if the side prunes; without pruning it only reports, so it runs before the clock.
+
+    `engine` gives the running engine for a run and takes it back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Callable[[], AbstractContextManager[Engine]],
+        loaded: LoadedModel,
+        method: Method,
+        *,
+        prunes: bool,
+    ) -> None:
         self.name = name
         self.prunes = prunes
         self._engine = engine
@@ -88,6 +118,10 @@ class EngineSide:
         self._method = method
 
     def run(self, prompts: List[PreparedPrompt], answer: int) -> Run:
+        with self._engine() as engine:
+            return self._run(engine, prompts, answer)
+
+    def _run(self, engine: Engine, prompts: List[PreparedPrompt], answer: int) -> Run:
         ready = threading.Barrier(len(prompts) + 1)
         before = [None if self.prunes else self.preselect(prompt) for prompt in prompts]
 
@@ -97,7 +131,7 @@ class EngineSide:
             start = time.perf_counter()
             preselection = before[number] or self.preselect(prompt)
             sampling = SamplingParams(max_tokens=answer)
-            handle = self._engine.submit(Sequence(str(number), prompt, self._method, preselection, sampling))
+            handle = engine.submit(Sequence(str(number), prompt, self._method, preselection, sampling))
             first = None
             for _ in handle.events():
                 first = first or time.perf_counter()
@@ -137,10 +171,14 @@ class StockSide:
 
     name = "stock generate"
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, threads: int) -> None:
         self._loaded = loaded
+        self._threads = threads
 
     def run(self, prompts: List[PreparedPrompt], answer: int) -> Run:
+        return in_own_thread(lambda: self._run(prompts, answer), self._threads)
+
+    def _run(self, prompts: List[PreparedPrompt], answer: int) -> Run:
         inputs = self._inputs(prompts)
         clock = _Clock()
         start = time.perf_counter()
@@ -157,7 +195,10 @@ class StockSide:
 
     def tokens_and_logits(self, prompts: List[PreparedPrompt], answer: int) -> tuple[list[list[int]], Tensor]:
         """Answers, and the logits [answers, tokens, vocabulary] that they were chosen from."""
-        output = self._generate(self._inputs(prompts), answer, output_logits=True, return_dict_in_generate=True)
+        output = in_own_thread(
+            lambda: self._generate(self._inputs(prompts), answer, output_logits=True, return_dict_in_generate=True),
+            self._threads,
+        )
         logits = torch.stack(output.logits, dim=1).float()
         return output.sequences[:, len(prompts[0].tokens) :].tolist(), logits
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
 import redis
@@ -21,6 +22,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from erase.engine import Engine, EngineLimits, EngineObserver, SamplingParams, Sequence
+from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.models.loading import load_model
 from erase.models.prompt import prepare_images, prepare_prompt
@@ -116,8 +118,8 @@ class WorkerRuntime:
         """
         settings = self.settings
         failpoints = Failpoints(settings.failpoints)
-        if settings.cpu_threads:
-            torch.set_num_threads(settings.cpu_threads)
+        threads = settings.cpu_threads or torch.get_num_threads()
+        use_threads(1)  # the engine's thread gets them all
         server, _ = start_http_server(
             settings.worker_metrics_port, settings.worker_metrics_host, registry=self.metrics.registry
         )
@@ -129,7 +131,7 @@ class WorkerRuntime:
         )
         self.book = policy_book(settings, self.loaded)
         observer = _Observer(self.metrics, failpoints, self.loaded.device)
-        self.engine = Engine(self.loaded, engine_limits(settings), observer)
+        self.engine = Engine(self.loaded, replace(engine_limits(settings), cpu_threads=threads), observer)
         self.metrics.cache_capacity.set(self.engine.cache_capacity)
         self.engine.start()
         self._warm_up()

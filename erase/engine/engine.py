@@ -34,6 +34,7 @@ from erase.engine.sequence import (
 )
 from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
+from erase.engine.threads import use_threads
 from erase.methods.stage1_only import Stage1Only
 from erase.models.loading import LoadedModel
 
@@ -71,6 +72,7 @@ class Engine:
         self._stopping = False
         self._progress = time.monotonic()
         self._answers = Answers(loaded, lambda rows: self._step([rows]), singly=self._limits.deterministic)
+        self._has_threads = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -109,7 +111,10 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread."""
+        own = torch.get_num_threads()
         self._thread.start()
+        self._has_threads.wait()
+        use_threads(own)  # which is also what other threads begin with
 
     def stop(self) -> None:
         """End the thread after its current step; unfinished sequences end with `EngineStoppedError`."""
@@ -163,6 +168,9 @@ class Engine:
         return [*self._running, *(self._stage.entries if self._stage else ())]
 
     def _loop(self) -> None:
+        if self._limits.cpu_threads is not None:
+            use_threads(self._limits.cpu_threads)
+        self._has_threads.set()
         try:
             while True:
                 with self._changed:

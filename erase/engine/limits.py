@@ -37,6 +37,7 @@ class EngineLimits:
         deterministic: no sequence shares a matrix product with another, so that an answer is the same to the last bit
             whatever runs beside it. Slow.
         attention: `auto`, `sdpa` or `varlen`.
+        cpu_threads: threads of the engine's matrix products on a CPU; None: as many as whoever starts it uses.
 
     Raises:
         InputError: a value with which nothing would ever run.
@@ -52,9 +53,10 @@ class EngineLimits:
     interactive_share: float = 0.8
     deterministic: bool = False
     attention: str = "auto"
+    cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_prefill_tokens", "context_length", "cache_tokens"):
+        for name in ("max_running", "max_prefill_tokens", "context_length", "cache_tokens", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, or nothing ever runs, got {value}")

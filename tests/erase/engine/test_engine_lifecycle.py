@@ -1,10 +1,12 @@
 """How sequences end when they do not answer, and what that does to their neighbours."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from engine_cases import TIMEOUT_S, Failing, Gate, Recorder, again, alone, ask, collect, held, mixture, running, same
 
 from erase.engine import (
@@ -401,3 +403,23 @@ def test_sampling_settings_that_mean_nothing_are_refused(wrong):
 def test_an_engine_that_could_never_run_anything_is_refused():
     with pytest.raises(InputError, match="max_running"):
         EngineLimits(max_running=0)
+
+
+def test_the_engine_computes_with_its_own_number_of_threads_and_nobody_else_with_it(endless, samples, pruned):
+    class Counting(Recorder):
+        threads = 0
+
+        def stepped(self, phase, batch):
+            self.threads = torch.get_num_threads()
+
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(torch.get_num_threads).result()
+
+    recorder = Counting()
+    before = torch.get_num_threads()
+    with running(endless, recorder, cpu_threads=before + 2) as engine:
+        engine.submit(ask(endless, samples[0].question, [samples[0].image], method=pruned)).result(TIMEOUT_S)
+        assert recorder.threads == before + 2
+        assert torch.get_num_threads() == of_a_new_thread() == before
+    assert torch.get_num_threads() == of_a_new_thread() == before
