@@ -36,13 +36,19 @@ class NotDurableError(UnavailableError):
     """This Redis may lose accepted jobs; the message names its setting."""
 
 
-def judge(version: str, config: dict[str, str]) -> Confirmation:
-    """Decide from Redis' version and configuration. Raises `NotDurableError`."""
+def judge(version: str, config: dict[str, str], last_write: str = "ok") -> Confirmation:
+    """Decide from Redis' version, configuration, and how its last write to the append-only file went.
+
+    Raises:
+        NotDurableError: it may lose accepted jobs.
+    """
     policy = config.get("maxmemory-policy", "unknown")
     if policy != "noeviction":
         raise NotDurableError(f"Redis may evict accepted jobs: maxmemory-policy is {policy}, set noeviction.")
     if config.get("appendonly") != "yes":
         raise NotDurableError("Redis may lose accepted jobs: set appendonly yes.")
+    if last_write != "ok":
+        raise NotDurableError("Redis cannot write its append-only file: is its disk full?")
     match = re.match(r"(\d+)\.(\d+)", version)
     if match and (int(match[1]), int(match[2])) >= FIRST_WITH_WAITAOF:
         return Confirmation.WAITAOF
@@ -91,13 +97,18 @@ class Durability:
             await self._client.ping()
             return Confirmation.NONE
         server = await self._client.info("server")
+        persistence = await self._client.info("persistence")
         try:
             config = await self._client.config_get("appendonly", "appendfsync", "maxmemory-policy")
         except ResponseError:
             raise NotDurableError(
                 "Redis does not tell whether it keeps accepted jobs: allow CONFIG GET, or set ERASE_DURABILITY=off."
             ) from None
-        return judge(_text(server["redis_version"]), {_text(name): _text(value) for name, value in config.items()})
+        return judge(
+            _text(server["redis_version"]),
+            {_text(name): _text(value) for name, value in config.items()},
+            _text(persistence.get("aof_last_write_status", "ok")),
+        )
 
 
 def _text(value: object) -> str:

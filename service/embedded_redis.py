@@ -5,6 +5,7 @@ Order: `valkey-server` or `redis-server` on PATH if 7.2 or newer, else the binar
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import platform
@@ -25,6 +26,8 @@ from service.processes import die_with_parent
 
 OLDEST = (7, 2)
 LOG_NAME = "redis.log"
+LOCK_NAME = "lock"
+_LOCK_WAIT_S = 3.0
 
 
 class EmbeddedRedisError(Exception):
@@ -81,6 +84,7 @@ class EmbeddedRedis:
         self._any_port = port == 0
         self._extra_arguments = extra_arguments
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
 
     @property
     def url(self) -> str:
@@ -97,6 +101,13 @@ class EmbeddedRedis:
         if self.pid is not None:
             raise EmbeddedRedisError("the embedded Redis is already running")
         binary = find_server()
+        try:
+            return self._start(binary, timeout_s)
+        except OSError as error:
+            self.kill()
+            raise EmbeddedRedisError(f"cannot use {self.data_dir}: {error.strerror}") from None
+
+    def _start(self, binary: Path, timeout_s: float) -> Self:
         self._check_directory()
         attempts = 5 if self._any_port else 1
         for attempt in range(attempts):
@@ -116,14 +127,14 @@ class EmbeddedRedis:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop the server: SIGTERM, then SIGKILL after `timeout_s`. Does nothing when it does not run."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._unlock()
 
     def kill(self) -> None:
         """End the server without warning, as a crash would."""
@@ -131,6 +142,7 @@ class EmbeddedRedis:
         if process is not None:
             process.kill()
             process.wait()
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -149,7 +161,33 @@ class EmbeddedRedis:
         except OSError as error:
             raise EmbeddedRedisError(f"cannot write to {self.data_dir}: {error.strerror}") from None
 
+    def _take_lock(self) -> None:
+        """Two servers must not write one append-only file. The server holds the lock, too: it may outlive us."""
+        if self._lock is not None:
+            return
+        lock = os.open(self.data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + _LOCK_WAIT_S  # an earlier server may be on its way out
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                os.close(lock)
+                raise EmbeddedRedisError(
+                    f"another process keeps its Redis in {self.data_dir}: stop it, or name another folder (--state)"
+                ) from None
+            self._lock = lock
+            return
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
     def _launch(self, binary: Path, timeout_s: float) -> str | None:
+        self._take_lock()
         log = self.data_dir / LOG_NAME
         arguments = {
             "port": str(self.port),
@@ -169,6 +207,8 @@ class EmbeddedRedis:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                restore_signals=False,  # SIGXFSZ stays ignored: a file that may not grow is an error, not the end
+                pass_fds=() if self._lock is None else (self._lock,),
                 preexec_fn=die_with_parent(),
             )
         self._process = process

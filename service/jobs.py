@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 
 from service import openapi
 from service.access import Owner
 from service.delivery import LONGEST_WAIT_S, read_last_event
-from service.events import EventStream
+from service.events import EventStream, event_stream
 from service.problems import GoneError, NotFoundError
 from service.runtime import Process, Runtime
 from service.waiting import Watch, remaining_s, resume_after, unless_client_leaves
 from worker.contract import Answer, Frozen, JobState, Priority, Problem
-from worker.ledger import Job, cancel, execute_async, read_gone_owner_async, read_job_async, watch
+from worker.ledger import Job, cancel, execute_async, expire, read_gone_owner_async, read_job_async, watch
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=openapi.JOB_RESPONSES)
 
@@ -72,7 +75,8 @@ async def get_events(request: Request, job_id: str, runtime: Process, owner: Own
     remaining = await remaining_s(runtime, job)
     if await execute_async(runtime.redis, watch(job_id, runtime.service_id)) is None:
         raise GoneError("The job's result has expired.")
-    return EventStream(Watch(runtime, job_id, after=resume_after(job, after), remaining_s=remaining), job_id)
+    waiting = Watch(runtime, job_id, after=resume_after(job, after), remaining_s=remaining)
+    return EventStream(event_stream(waiting, job_id), job_id)
 
 
 @router.delete("/{job_id}", summary="Cancel a job", response_model=JobStatus)
@@ -90,10 +94,19 @@ async def find_job(runtime: Runtime, owner: str, job_id: str) -> Job:
     if _JOB_ID.fullmatch(job_id):
         job = await read_job_async(runtime.redis, job_id)
         if job is not None and job.owner == owner:
-            return job
+            return await _ended_if_overdue(runtime, job)
         if job is None and await read_gone_owner_async(runtime.redis, job_id) == owner:
             raise GoneError("The job's result has expired.")
     raise NotFoundError("There is no such job.")
+
+
+async def _ended_if_overdue(runtime: Runtime, job: Job) -> Job:
+    """The job, expired if it is late: where no worker is alive, nobody else does that."""
+    if job.state.final or job.deadline_ms >= time.time() * 1000:
+        return job
+    with suppress(RedisError):  # a Redis that is full can still tell
+        await execute_async(runtime.redis, expire(job.id))
+    return await read_job_async(runtime.redis, job.id) or job
 
 
 def report(job: Job) -> JobReport:

@@ -24,6 +24,7 @@ GRACE_S = 10.0
 """How long past a job's deadline an unreachable Redis is given to come back with its outcome."""
 _SOON_S = 0.05
 _REDIS_PAUSE_S = 0.25
+_AGAIN_S = 1.0
 
 
 class Watch:
@@ -130,9 +131,13 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -
             raise ClientDisconnect
         return task.result()
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        left: set[asyncio.Task[Any]] = {task, gone}
+        while left:  # a cancellation can get lost in a library's `asyncio.wait_for` (Python 3.11)
+            for one in left:
+                one.cancel()
+            done, left = await asyncio.wait(left, timeout=_AGAIN_S)
+            for one in done:
+                _ = one.cancelled() or one.exception()  # seen: nobody else asks
 
 
 async def _disconnected(receive: Receive) -> None:

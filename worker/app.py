@@ -41,6 +41,7 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # Redis may refuse to write for a while: memory or disk full
         broker_transport_options=BROKER_TRANSPORT_OPTIONS
         | {
             "ack_emulation": False,

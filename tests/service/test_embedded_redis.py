@@ -49,6 +49,32 @@ def test_data_survives_a_restart_on_the_same_directory(tmp_path: Path) -> None:
     assert server.pid is None
 
 
+def test_two_servers_never_share_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "_LOCK_WAIT_S", 0.2)
+    with EmbeddedRedis(tmp_path) as first:
+        with pytest.raises(EmbeddedRedisError, match=r"another process keeps its Redis in .*--state"):
+            EmbeddedRedis(tmp_path).start()
+        first.kill()
+        with EmbeddedRedis(tmp_path) as second:
+            with pytest.raises(EmbeddedRedisError, match="another process"):
+                first.start()
+            assert second.pid is not None
+
+
+def test_a_server_that_outlives_its_parent_keeps_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(embedded_redis, "die_with_parent", lambda: None)
+    server = EmbeddedRedis(tmp_path).start()
+    process = server._process
+    assert process is not None
+    server._unlock()  # what the kernel does when this process ends
+    with pytest.raises(EmbeddedRedisError, match="another process"):
+        EmbeddedRedis(tmp_path).start()
+    server.stop()
+    with EmbeddedRedis(tmp_path) as second:
+        assert second.pid is not None
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -96,6 +96,11 @@ class TestProbes:
         else:
             assert judge(version, config) is expected
 
+    def test_a_server_that_could_not_write_is_not_trusted(self) -> None:
+        config = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+        with pytest.raises(NotDurableError, match="disk full"):
+            judge("9.1.2", config, "err")
+
     def test_a_durable_accept_does_not_wait_for_the_timer_of_an_idle_redis(self, service: Service) -> None:
         took = []
         for _ in range(10):

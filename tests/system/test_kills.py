@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,26 @@ def test_a_worker_with_running_jobs_outlives_a_redis_that_is_away_for_a_while(ma
         assert seqs == list(range(1, len(seqs) + 1))
     reply = until(lambda: (r := rescue.ask(question)).is_success and r, what="an answer after the restart")
     assert reply.json()["answer"] == question.answer
+
+
+def test_a_full_disk_refuses_requests_and_ends_nobody(rescue: Deployment) -> None:
+    worker = rescue.start_worker()
+    assert rescue.ask(QUESTION).is_success
+    redis_pid = rescue.redis.pid
+    assert redis_pid is not None
+    written = max(file.stat().st_size for file in rescue.redis.data_dir.rglob("*.aof"))
+    limits = resource.prlimit(redis_pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(redis_pid, resource.RLIMIT_FSIZE, (written, limits[1]))
+    refused = until(lambda: (reply := rescue.ask(QUESTION)).status_code == 503 and reply, what="a refusal")
+    assert int(refused.headers["retry-after"]) > 0
+    with rescue.http() as client:
+        ready = until(lambda: (reply := client.get("/readyz")).status_code == 503 and reply, what="the probe's notice")
+    assert "disk full" in ready.json()["detail"]
+    until(lambda: "MISCONF" in worker.log.read_text(), what="the worker's notice")
+    resource.prlimit(redis_pid, resource.RLIMIT_FSIZE, limits)
+    reply = until(lambda: (r := rescue.ask(QUESTION)).is_success and r, what="an answer with room again")
+    assert_answered_once(rescue, reply.json()["id"], QUESTION)
+    assert worker.running, worker.last_lines(40)
 
 
 def test_a_killed_service_process_loses_no_accepted_job(rescue: Deployment) -> None:
