@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service import __version__, ask, docs, jobs, problems, status
+from service import __version__, ask, chat, docs, jobs, problems, status
 from service.auth import ApiKeys
 from service.limits import BodyLimit
 from service.metrics import RequestMetrics, ServiceMetrics
@@ -36,6 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.include_router(ask.router)
+    app.include_router(chat.router)
     app.include_router(jobs.router)
     app.include_router(status.router)
     docs.install(app)

@@ -8,20 +8,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.types import Message
 
 from service import openapi
-from service.acceptance import accept_job, new_job_id
 from service.access import Owner
 from service.delivery import Delivery, read_delivery
-from service.events import EventStream, answer_body
-from service.intake import Ask, Prepared, parse_form, parse_json, prepare
-from service.problems import JobLostError, MalformedBodyError, UnsupportedMediaTypeError, problem_response
+from service.events import EventStream, answer_body, event_stream
+from service.intake import Ask, AskOptions, parse_form, parse_json, prepare
+from service.problems import (
+    InvalidRequestError,
+    JobLostError,
+    MalformedBodyError,
+    UnsupportedMediaTypeError,
+    problem_response,
+)
 from service.runtime import Process, Runtime
-from service.waiting import Watch, remaining_s, resume_after, unless_client_leaves
-from worker.contract import Answer, JobState, Outcome, idempotency_key
-from worker.ledger import NewJob, execute_async, read_job_async, unwatch
+from service.submission import submit
+from service.waiting import Watch, unless_client_leaves
+from worker.contract import Answer, JobState, Outcome
+from worker.ledger import read_job_async
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -46,21 +55,15 @@ async def ask(request: Request, runtime: Process, owner: Owner) -> Response:
     question = await read_question(request, runtime.settings)
     workers = await runtime.workers.alive()
     prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
-    job = _new_job(runtime, owner, delivery, prepared)
-    accepted = await accept_job(runtime, job, prepared.files)
-    attached, job_id = accepted.status == "attached", accepted.subject
-    if not attached:
-        runtime.spawn(runtime.wakeups.send(job_id, prepared.priority))
+    submission = await submit(runtime, owner, delivery, prepared)
+    job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)
-    if attached:
-        watch = await _watch_attached(runtime, job_id, delivery.last_event)
-    else:
-        watch = Watch(runtime, job_id, after=0, remaining_s=prepared.timeout_s)
+    watch = await submission.watch()
     if delivery.respond_async:
         return await _answer_or_accepted(request, runtime, watch, job_id, delivery)
     if prepared.stream or delivery.events:
-        return EventStream(watch, job_id)
+        return EventStream(event_stream(watch, job_id), job_id)
     return await _answer(request, watch, job_id)
 
 
@@ -80,6 +83,7 @@ async def read_question(request: Request, settings: Settings) -> Ask:
 
 
 async def _read_form(request: Request, settings: Settings) -> Ask:
+    request = Request(request.scope, _Whole(request).receive)
     try:
         form = request.form(
             max_files=settings.max_images + _SPARE_FILES,
@@ -93,43 +97,37 @@ async def _read_form(request: Request, settings: Settings) -> Ask:
                     fields.append((name, value))
                 elif name == "image":
                     images.append(await value.read())
+                elif name in AskOptions.model_fields:
+                    raise InvalidRequestError(f"{name}: send it as a text field, not as a file")
                 else:
                     fields.append((name, ""))
-            return parse_form(fields, images)
     except HTTPException as error:
         raise MalformedBodyError(f"The multipart body cannot be used: {error.detail}") from None
+    except UnicodeError:
+        raise MalformedBodyError(
+            "The multipart body cannot be used: its text is not in the charset it names."
+        ) from None
+    return parse_form(fields, images)
 
 
-def _new_job(runtime: Runtime, owner: str, delivery: Delivery, prepared: Prepared) -> NewJob:
-    settings = runtime.settings
-    waits = not delivery.respond_async or delivery.wait_s > 0
-    return NewJob(
-        id=new_job_id(),
-        owner=owner,
-        priority=prepared.priority,
-        request=prepared.request,
-        timeout_ms=max(1, round(prepared.timeout_s * 1000)),
-        result_ttl_ms=settings.result_ttl_s * 1000,
-        max_open=settings.max_open_jobs,
-        detached=delivery.respond_async,
-        idempotency_key=idempotency_key(owner, delivery.idempotency_key) if delivery.idempotency_key else "",
-        body_hash=prepared.body_hash,
-        service=runtime.service_id if waits else "",
-        trace=delivery.trace,
-        wake_after_ms=round(settings.wake_after_s * 1000),
-    )
+class _Whole:
+    """Refuses a body that was cut off, which the parser takes for a whole one: it must end with the last boundary."""
 
+    _REMEMBERED = 1024
 
-async def _watch_attached(runtime: Runtime, job_id: str, last_event: int) -> Watch:
-    try:
-        job = await read_job_async(runtime.redis, job_id)
-        if job is None:
-            raise JobLostError("The job's result has just expired; send it again.")
-        after = resume_after(job, last_event)
-        return Watch(runtime, job_id, after=after, remaining_s=await remaining_s(runtime, job))
-    except BaseException:
-        runtime.spawn(execute_async(runtime.redis, unwatch(job_id, runtime.service_id, client_left=True)))
-        raise
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        _, options = parse_options_header(request.headers["content-type"])
+        self._end = b"--" + options.get(b"boundary", b"") + b"--"
+        self._last = b""
+
+    async def receive(self) -> Message:
+        """The next message. Raises `MultiPartException`, as the parser does, so that it closes what it opened."""
+        message = await self._receive()
+        self._last = (self._last + message.get("body", b""))[-self._REMEMBERED :]
+        if message["type"] == "http.request" and not message.get("more_body") and self._end not in self._last:
+            raise MultiPartException("its end is missing")
+        return message
 
 
 async def _answer(request: Request, watch: Watch, job_id: str) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers
 
@@ -24,6 +24,10 @@ class Delivery:
     idempotency_key: str
     last_event: int
     trace: str
+
+    def here_and_now(self) -> Delivery:
+        """The same wishes for a route that knows neither jobs that are fetched later nor streams that are resumed."""
+        return replace(self, respond_async=False, wait_s=0.0, last_event=0)
 
     @property
     def preference_applied(self) -> str:

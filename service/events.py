@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 
 from fastapi.sse import format_sse_event
@@ -38,7 +38,7 @@ def format_event(event: Event, job_id: str) -> bytes:
     return format_sse_event(data_str=problem.model_dump_json(exclude_none=True), event="error", id=str(event.seq))
 
 
-async def event_stream(watch: Watch, job_id: str) -> AsyncIterator[bytes]:
+async def event_stream(watch: Watch, job_id: str) -> AsyncGenerator[bytes]:
     """Bytes of the stream until the final event; a comment keeps an idle connection open."""
     with watch:
         try:
@@ -51,18 +51,19 @@ async def event_stream(watch: Watch, job_id: str) -> AsyncIterator[bytes]:
 
 
 class EventStream(StreamingResponse):
-    """A stream that ends at once, and leaves its job, when the client does."""
+    """A job's events, already formatted, as a response that ends at once, and leaves its job, when the client does."""
 
-    def __init__(self, watch: Watch, job_id: str) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], job_id: str, more: Mapping[str, str] | None = None) -> None:
         headers = {
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
             "Content-Location": f"/v1/jobs/{job_id}",
+            **(more or {}),
         }
-        self._events = event_stream(watch, job_id)
+        self._events = events
         super().__init__(self._events, 200, headers, "text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):  # type: ignore[type-var]
+        async with aclosing(self._events):
             with suppress(ClientDisconnect):
                 await unless_client_leaves(receive, self.stream_response(send))

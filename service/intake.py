@@ -19,6 +19,7 @@ from worker.contract import (
     GenerationOptions,
     ImageReference,
     JobRequest,
+    Message,
     Priority,
     PruningOptions,
     WorkerInfo,
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 REPEATABLE = ("stop", "include")
+
+
+def usable_text(value: str, what: str) -> str:
+    """The text as it came. Raises `ValueError` for one that no model can be asked."""
+    if "\0" in value:
+        raise ValueError(f"{what} must not contain NUL characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode") from None
+    return value
 
 
 class AskOptions(GenerationOptions):
@@ -47,13 +59,7 @@ class AskOptions(GenerationOptions):
     def _is_a_question(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("the prompt is empty")
-        if "\0" in value:
-            raise ValueError("the prompt must not contain NUL characters")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("the prompt is not valid Unicode") from None
-        return value
+        return usable_text(value, "the prompt")
 
 
 EMPTY_IS_UNSET = {"image", *AskOptions.model_fields} - {"prompt"}
@@ -81,10 +87,37 @@ class AskRequest(AskOptions):
 
 @dataclass(frozen=True)
 class Ask:
-    """A parsed body: options, and the images as files."""
+    """A parsed body: a prompt about all images, or a conversation that shows them, and how to answer."""
 
-    options: AskOptions
+    generation: GenerationOptions
+    pruning: PruningOptions
     images: tuple[bytes, ...]
+    prompt: str = ""
+    messages: tuple[Message, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
+    timeout_s: float | None = None
+    stream: bool = False
+    include: tuple[Literal["pruning_map"], ...] = ()
+
+    @classmethod
+    def of(cls, options: AskOptions, images: Sequence[bytes]) -> Ask:
+        """The question of a body of `POST /v1/ask`."""
+        return cls(
+            generation=GenerationOptions(**{name: getattr(options, name) for name in GenerationOptions.model_fields}),
+            pruning=options.pruning,
+            images=tuple(images),
+            prompt=options.prompt,
+            priority=options.priority,
+            timeout_s=options.timeout_s,
+            stream=options.stream,
+            include=options.include,
+        )
+
+    @property
+    def characters(self) -> int:
+        """Length of all texts."""
+        parts = (part for message in self.messages for part in message.content)
+        return len(self.prompt) + sum(len(part) for part in parts if isinstance(part, str))
 
 
 @dataclass(frozen=True)
@@ -100,7 +133,7 @@ class Prepared:
     @property
     def body_hash(self) -> str:
         """SHA-256 over everything that decides the answer; how it is delivered (stream, async) is left out."""
-        content = [self.request.model_dump(mode="json"), self.priority.value, self.timeout_s]
+        content = [self.request.model_dump(mode="json", exclude_defaults=True), self.priority.value, self.timeout_s]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,8 +146,7 @@ def parse_json(body: bytes) -> Ask:
         if any(item["type"] == "json_invalid" for item in errors):
             raise MalformedBodyError("The body is not valid JSON.") from None
         raise invalid_fields(errors) from None
-    images = tuple(_decode(image, f"images.{index}") for index, image in enumerate(request.images))
-    return Ask(request, images)
+    return Ask.of(request, [_image_bytes(image, f"images.{index}") for index, image in enumerate(request.images)])
 
 
 def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> Ask:
@@ -139,7 +171,7 @@ def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> As
             named = [{**item, "loc": ("pruning", *item["loc"])} for item in errors]
             raise invalid_fields(named) from None
     try:
-        return Ask(AskOptions.model_validate(values), tuple(images))
+        return Ask.of(AskOptions.model_validate(values), images)
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
@@ -149,15 +181,17 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
 
     What only a worker can know (policies, pixels) is checked if one is alive; else the worker checks it later.
     """
-    options = ask.options
-    if len(options.prompt) > settings.max_prompt_chars:
-        raise InvalidRequestError(f"prompt: longer than {settings.max_prompt_chars} characters")
+    if ask.characters > settings.max_prompt_chars:
+        name = "messages" if ask.messages else "prompt"
+        raise InvalidRequestError(f"{name}: longer than {settings.max_prompt_chars} characters")
     if len(ask.images) > settings.max_images:
         raise InvalidRequestError(f"images: {len(ask.images)} given, at most {settings.max_images} are allowed")
-    timeout_s = settings.timeout_s if options.timeout_s is None else options.timeout_s
+    timeout_s = settings.timeout_s if ask.timeout_s is None else ask.timeout_s
     if timeout_s > settings.max_timeout_s:
         raise InvalidRequestError(f"timeout_s: at most {settings.max_timeout_s:g} seconds are allowed")
-    _check_policy(options.pruning, workers)
+    if ask.pruning.method == "none" and (ask.pruning.policy, ask.pruning.retention) != (None, None):
+        raise InvalidRequestError('pruning: the method "none" prunes nothing: leave out policy and retention')
+    _check_policy(ask.pruning, workers)
     limits = image_limits(settings, workers)
     references: list[ImageReference] = []
     files = {}
@@ -166,13 +200,14 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
         references.append(reference)
         files[reference.sha256] = data
     request = JobRequest(
-        prompt=options.prompt,
+        prompt=ask.prompt,
+        messages=ask.messages,
         images=tuple(references),
-        generation=GenerationOptions(**{name: getattr(options, name) for name in GenerationOptions.model_fields}),
-        pruning=options.pruning,
-        include=options.include,
+        generation=ask.generation,
+        pruning=ask.pruning,
+        include=ask.include,
     )
-    return Prepared(request, options.priority, timeout_s, options.stream, files)
+    return Prepared(request, ask.priority, timeout_s, ask.stream, files)
 
 
 def image_limits(settings: Settings, workers: Sequence[WorkerInfo]) -> ImageLimits:
@@ -191,16 +226,24 @@ def _check_policy(pruning: PruningOptions, workers: Sequence[WorkerInfo]) -> Non
         raise UnknownPolicyError(f"pruning.policy: the workers know {', '.join(known) or 'none'}.")
 
 
-def _decode(image: ImageInput, name: str) -> bytes:
-    text = image.data
-    if image.url is not None:
-        scheme, _, rest = image.url.partition(":")
-        if scheme.lower() in ("http", "https"):
-            raise InvalidRequestError(f"{name}.url: http and https are not fetched; send the file or a data: URL")
-        head, comma, text = rest.partition(",")
-        if scheme.lower() != "data" or not comma or not head.lower().endswith(";base64"):
-            raise InvalidRequestError(f"{name}.url: expected data:TYPE;base64,DATA")
+def _image_bytes(image: ImageInput, name: str) -> bytes:
+    return decode_base64(image.data or "", name) if image.url is None else decode_data_url(image.url, f"{name}.url")
+
+
+def decode_data_url(url: str, name: str) -> bytes:
+    """The bytes in a data: URL. Raises `InvalidRequestError`, which calls the URL `name`."""
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() in ("http", "https"):
+        raise InvalidRequestError(f"{name}: http and https are not fetched; send the file or a data: URL")
+    head, comma, text = rest.partition(",")
+    if scheme.lower() != "data" or not comma or not head.lower().endswith(";base64"):
+        raise InvalidRequestError(f"{name}: expected data:TYPE;base64,DATA")
+    return decode_base64(text, name)
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """The bytes of a text in base64. Raises `InvalidRequestError`, which calls it `name`."""
     try:
-        return base64.b64decode(text or "", validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequestError(f"{name}: not valid base64") from None

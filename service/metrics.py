@@ -23,6 +23,7 @@ SCRAPE_TIMEOUT_S = 2.0
 FORGOTTEN_S = 600.0
 """A worker silent for longer than this no longer has a heartbeat age."""
 _OPEN_SAMPLE = 100
+_ASKING = frozenset({"/v1/ask", "/v1/chat/completions"})
 _METHODS = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})
 
 
@@ -169,5 +170,5 @@ class RequestMetrics:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.duration.labels(route).observe(time.perf_counter() - started)
-            if route == "/v1/ask" and "erase.problem" in scope:
+            if route in _ASKING and "erase.problem" in scope:
                 self.metrics.rejections.labels(scope["erase.problem"]).inc()

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.chat_request import ChatRequest
 from service.intake import AskOptions, AskRequest
 from service.problems import MEDIA_TYPE
 from worker.contract import PROBLEMS, Problem
@@ -85,6 +86,21 @@ JOB_RESPONSES = _problems(401, 404, 410, 422, 503)
 EVENTS_RESPONSES: dict[int | str, dict[str, Any]] = {200: {"description": "Events of the job", "content": _EVENTS}}
 UNAVAILABLE_RESPONSE = _problems(503)
 
+_OPENAI_ERROR: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+
 _HEADERS = [
     ("Prefer", "`respond-async`, optionally with `wait=SECONDS`: answer 202 and a job"),
     ("Idempotency-Key", "the same key and body attach to the same job; another body is refused"),
@@ -156,15 +172,43 @@ ASK_BODY: dict[str, Any] = {
 }
 
 
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": "An error in OpenAI's shape", "content": {"application/json": {"schema": _OPENAI_ERROR}}}
+    for status in (400, 401, 404, 409, 413, 415, 500, 503, 504)
+}
+CHAT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": _REF + "ChatRequest"},
+                "example": {
+                    "model": "demo",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo..."}},
+                                {"type": "text", "text": PROMPT_EXAMPLE},
+                            ],
+                        }
+                    ],
+                },
+            }
+        },
+    }
+}
+
+
 class ServiceAPI(FastAPI):
-    """FastAPI whose schema also knows the body of `/v1/ask`, which is read by hand, and the problem object."""
+    """FastAPI whose schema also knows the bodies that are read by hand, and the problem object."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
         if self.openapi_schema is None:
             schema = get_openapi(title=self.title, version=self.version, description=DESCRIPTION, routes=self.routes)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (AskRequest, Problem):
+            for model in (AskRequest, ChatRequest, Problem):
                 definition = model.model_json_schema(ref_template=_TEMPLATE)
                 schemas.update(definition.pop("$defs", {}))
                 schemas[model.__name__] = definition

@@ -7,13 +7,17 @@
     |- TooLargeError                413    |- IdempotencyMismatchError  422
     |- InvalidImageError            422    |- QueueFullError            503
     |- UnsupportedImageFormatError  415    `- UnavailableError          503
-    `- UnknownPolicyError           422          `- JobLostError        503
+    |- UnknownPolicyError           422          `- JobLostError        503
+    `- UnknownModelError            404
+
+The routes with OpenAI's shapes get OpenAI's shape of an error instead.
 
 Details are our own sentences: never the text of a decoder, a driver or an unexpected exception.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -30,6 +34,8 @@ logger = logging.getLogger("erase.service")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/models")
+_OPENAI_CODES = {"unauthorized": "invalid_api_key", "unknown-model": "model_not_found"}
 CLIENT_LEFT = 499
 _MOST_ERRORS = 20
 
@@ -91,6 +97,12 @@ class UnknownPolicyError(ServiceError):
     kind = "unknown-policy"
 
 
+class UnknownModelError(ServiceError):
+    """No worker serves the model."""
+
+    kind = "unknown-model"
+
+
 class UnauthorizedError(ServiceError):
     """No API key, or none that is known."""
 
@@ -133,13 +145,43 @@ class JobLostError(UnavailableError):
 
 def problem_response(value: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """A problem as an HTTP response; 503 always says when to try again."""
+    body = value.model_dump_json(exclude_none=True)
+    return Response(body, value.status, _with_advice(value, headers), MEDIA_TYPE)
+
+
+def openai_error(value: Problem) -> dict[str, Any]:
+    """A problem in the shape of OpenAI's errors; `code` is the problem's type without its prefix."""
+    kind = value.type.rsplit(":", 1)[-1]
+    fault = {401: "authentication_error", 429: "rate_limit_error"}.get(value.status, "invalid_request_error")
+    return {
+        "error": {
+            "message": value.detail,
+            "type": "server_error" if value.status >= 500 else fault,
+            "param": value.errors[0]["field"] if value.errors else None,
+            "code": _OPENAI_CODES.get(kind, kind.replace("-", "_")),
+        }
+    }
+
+
+def openai_response(value: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem as a response of the routes with OpenAI's shapes, which know no 422."""
+    status = 400 if value.status == 422 else value.status
+    body = json.dumps(openai_error(value), ensure_ascii=False)
+    return Response(body, status, _with_advice(value, headers), "application/json")
+
+
+def _with_advice(value: Problem, headers: Mapping[str, str] | None) -> dict[str, str]:
     extra = dict(headers or {})
     if value.status == 503:
         extra.setdefault("Retry-After", str(RETRY_AFTER_S))
     if value.status == 401:
         extra.setdefault("WWW-Authenticate", "Bearer")
-    body = value.model_dump_json(exclude_none=True)
-    return Response(body, value.status, extra, MEDIA_TYPE)
+    return extra
+
+
+def _respond(request: Request, value: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    write = openai_response if request.scope["path"].startswith(OPENAI_PATHS) else problem_response
+    return write(value, headers)
 
 
 def field_errors(errors: Sequence[Any], skip: int = 0) -> list[dict[str, str]]:
@@ -173,7 +215,7 @@ _HTTP_KINDS = {
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)  # noqa: S101
     request.scope["erase.problem"] = error.kind
-    return problem_response(error.problem())
+    return _respond(request, error.problem())
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -183,7 +225,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     value = problem(kind, detail)
     if value.status != error.status_code:
         value = value.model_copy(update={"status": error.status_code})
-    return problem_response(value, error.headers)
+    return _respond(request, value, error.headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -201,7 +243,7 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
-    return problem_response(problem("internal", PROBLEMS["internal"].title + "; the log has the details."))
+    return _respond(request, problem("internal", PROBLEMS["internal"].title + "; the log has the details."))
 
 
 def install(app: FastAPI) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CONTRACT_VERSION = 1
 TASK_NAME = f"erase.v{CONTRACT_VERSION}.run"
@@ -122,14 +122,32 @@ class GenerationOptions(Frozen):
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=4)] = ()
 
 
-class JobRequest(Frozen):
-    """The question itself, as the worker reads it."""
+class Message(Frozen):
+    """One message of a conversation: texts, and the numbers of images where those stand."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | int, ...]
+
+
+class JobRequest(Frozen):
+    """The question itself, as the worker reads it: a prompt about all images, or a conversation that contains them."""
+
+    prompt: str = ""
+    messages: tuple[Message, ...] = ()
     images: tuple[ImageReference, ...]
     generation: GenerationOptions = GenerationOptions()
     pruning: PruningOptions = PruningOptions()
     include: tuple[Literal["pruning_map"], ...] = ()
+
+    @model_validator(mode="after")
+    def _asks_once(self) -> Self:
+        if bool(self.prompt) == bool(self.messages):
+            raise ValueError("give either prompt or messages")
+        if self.messages:
+            shown = [part for message in self.messages for part in message.content if isinstance(part, int)]
+            if shown != list(range(len(self.images))):
+                raise ValueError("the messages must show every image once and in order")
+        return self
 
 
 class Plan(Frozen):
@@ -247,6 +265,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "too-large": ProblemType(413, "The request is too large"),
     "context-length": ProblemType(422, "The prompt does not fit into the model's context"),
     "unknown-policy": ProblemType(422, "The pruning policy is not known here"),
+    "unknown-model": ProblemType(404, "The model is not served here"),
     "unauthorized": ProblemType(401, "A valid API key is needed"),
     "not-found": ProblemType(404, "There is no such resource"),
     "method-not-allowed": ProblemType(405, "The method is not allowed here"),

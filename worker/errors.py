@@ -6,6 +6,7 @@ WorkerError
 │   ├── ImageLostError        image-lost
 │   ├── UnknownPolicyError    unknown-policy
 │   ├── TooLongError          context-length
+│   ├── BadConversationError   invalid-request
 │   └── ModelChangedError     model-changed
 ├── GiveBackError         the worker is stopping and gave the job back: the next sweep wakes another one
 ├── FencedError           another attempt or an outcome holds the job now: nothing of ours may be written
@@ -57,6 +58,12 @@ class TooLongError(JobError):
     """Prompt and answer do not fit into the model's context."""
 
     kind = "context-length"
+
+
+class BadConversationError(JobError):
+    """The model's chat template does not take these messages."""
+
+    kind = "invalid-request"
 
 
 class ModelChangedError(JobError):

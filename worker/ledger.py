@@ -188,7 +188,7 @@ def accept(job: NewJob) -> Transition[Accepted]:
         "version": CONTRACT_VERSION,
         "priority": job.priority.value,
         "queue": queue_name(job.priority),
-        "request": job.request.model_dump_json(),
+        "request": job.request.model_dump_json(exclude_defaults=True),  # readable for those who know fewer options
         "images": [image.sha256 for image in job.request.images],
         "timeout_ms": job.timeout_ms,
         "result_ttl_ms": job.result_ttl_ms,

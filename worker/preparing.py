@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import redis
+from jinja2 import TemplateError
 
 from erase.engine import SamplingParams, Sequence
 from erase.errors import InputError
 from erase.models.loading import LoadedModel
-from erase.models.prompt import prepare_images, prepare_prompt
-from worker.contract import EventType, Plan, TokenPayload
-from worker.errors import BadImageError
+from erase.models.prompt import Turn, prepare_chat, prepare_images, question_turns
+from worker.contract import EventType, JobRequest, Plan, TokenPayload
+from worker.errors import BadConversationError, BadImageError
 from worker.images import decode_image, fetch_image
 from worker.ledger import Job, read_events
 from worker.policies import method_of
@@ -23,7 +24,7 @@ def prepare_sequence(
     `deadline` is in `time.monotonic()` seconds; `tries` counts the attempts on the job so far, this one included.
 
     Raises:
-        JobError: an image is gone or cannot be used.
+        JobError: an image is gone or cannot be used, or the model does not take the conversation.
     """
     request, options = job.request, job.request.generation
     pictures = [decode_image(fetch_image(client, image), image) for image in request.images]
@@ -31,10 +32,14 @@ def prepare_sequence(
         images = prepare_images(loaded, pictures)
     except InputError as error:
         raise BadImageError(str(error)) from None
+    try:
+        prompt = prepare_chat(loaded, _turns(request), images)
+    except (InputError, TemplateError):
+        raise BadConversationError("The model's chat template does not take these messages in this order.") from None
     method = method_of(plan)
     return Sequence(
         id=job.id,
-        prompt=prepare_prompt(loaded, request.prompt, images),
+        prompt=prompt,
         method=method,
         preselection=method.preselect([image.pixels for image in images]),
         sampling=SamplingParams(
@@ -48,6 +53,15 @@ def prepare_sequence(
         attempt=tries,
         forced_prefix=_emitted(client, job),
         priority=job.priority.value,
+    )
+
+
+def _turns(request: JobRequest) -> tuple[Turn, ...]:
+    if not request.messages:
+        return question_turns(request.prompt, len(request.images))
+    return tuple(
+        Turn(message.role, tuple(part if isinstance(part, str) else None for part in message.content))
+        for message in request.messages
     )
 
 

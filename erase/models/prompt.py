@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +16,17 @@ from erase.errors import InputError
 from erase.models.loading import LoadedModel
 from erase.pixels.images import VisionImage
 
-_QUESTION = "\x00question\x00"
+_MARK = "\x00"
+"""Encloses the number of a text while the template is rendered; no template writes it itself."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation: texts, and `None` where the next image stands."""
+
+    role: str
+    """system, user or assistant"""
+    parts: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +122,25 @@ def generate_inputs(loaded: LoadedModel, prompts: Sequence[tuple[str, Sequence[I
     return {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
 
 
-def prepare_prompt(loaded: LoadedModel, question: str, images: Sequence[PreparedImage]) -> PreparedPrompt:
-    """Put images first, then the question, into the chat template.
+def question_turns(question: str, images: int) -> tuple[Turn, ...]:
+    """A conversation of one message: the images first, then the question."""
+    return (Turn("user", (*[None] * images, question)),)
 
-    The question is encoded as plain text: control tokens of the model inside it stay characters.
+
+def prepare_prompt(loaded: LoadedModel, question: str, images: Sequence[PreparedImage]) -> PreparedPrompt:
+    """Put images first, then the question, into the chat template. See `prepare_chat`."""
+    return prepare_chat(loaded, question_turns(question, len(images)), images)
+
+
+def prepare_chat(loaded: LoadedModel, turns: Sequence[Turn], images: Sequence[PreparedImage]) -> PreparedPrompt:
+    """Put a conversation into the chat template, up to where the model answers.
+
+    Texts are encoded as plain text: control tokens of the model inside them stay characters.
+
+    Raises:
+        InputError: the model's template leaves out a text or an image.
     """
-    tokens = prompt_tokens(loaded, question, [image.tokens for image in images])
+    tokens = chat_tokens(loaded, turns, [image.tokens for image in images])
     is_image = (tokens == loaded.adapter.image_token_id).int()
     grids = torch.tensor([image.grid_thw for image in images]) if images else None
     positions, delta = loaded.adapter.positions(tokens, is_image, grids)
@@ -124,20 +148,22 @@ def prepare_prompt(loaded: LoadedModel, question: str, images: Sequence[Prepared
 
 
 def prompt_tokens(loaded: LoadedModel, question: str, image_tokens: Sequence[int]) -> Tensor:
-    """Token ids of the whole prompt, int64 [n]; each image's placeholder repeated to its number of vision tokens."""
+    """Token ids of a whole prompt with a question about images, int64 [n]. See `chat_tokens`."""
+    return chat_tokens(loaded, question_turns(question, len(image_tokens)), image_tokens)
+
+
+def chat_tokens(loaded: LoadedModel, turns: Sequence[Turn], image_tokens: Sequence[int]) -> Tensor:
+    """Token ids of a whole conversation, int64 [n]; each image's placeholder repeated to its number of vision tokens.
+
+    Raises:
+        InputError: the model's template leaves out a text or an image.
+    """
     tokenizer = loaded.tokenizer
-    content = [{"type": "image"} for _ in image_tokens] + [{"type": "text", "text": _QUESTION}]
-    template = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    before, found, after = template.partition(_QUESTION)
-    if not found:
-        raise InputError("the model's chat template does not show the question")
-    ids = (
-        _encode(tokenizer, before, special=True)
-        + _encode(loaded.text_tokenizer, question, special=False)
-        + _encode(tokenizer, after, special=True)
-    )
+    contents, texts = _contents(turns)
+    pieces = _rendered(tokenizer, turns, contents, len(texts))
+    ids = _encode(tokenizer, pieces[0], special=True)
+    for text, after in zip(texts, pieces[1:], strict=True):
+        ids += _encode(loaded.text_tokenizer, text, special=False) + _encode(tokenizer, after, special=True)
     placeholder = loaded.adapter.image_token_id
     if ids.count(placeholder) != len(image_tokens):
         raise InputError("the model's chat template does not show every image exactly once")
@@ -146,6 +172,41 @@ def prompt_tokens(loaded: LoadedModel, question: str, image_tokens: Sequence[int
     for token in ids:
         expanded += loaded.adapter.image_span(tokenizer, next(counts)) if token == placeholder else [token]
     return torch.tensor(expanded, dtype=torch.int64)
+
+
+_Content = list[dict[str, str]]
+
+
+def _contents(turns: Sequence[Turn]) -> tuple[list[_Content], list[str]]:
+    """The messages as chat templates take them, with a stand-in for each text, and the texts."""
+    contents: list[_Content] = []
+    texts: list[str] = []
+    for turn in turns:
+        content: _Content = []
+        for part in turn.parts:
+            if part is None:
+                content.append({"type": "image"})
+            elif content and content[-1]["type"] == "text":
+                texts[-1] += part  # templates write them one behind the other, and one text has one encoding
+            elif part:
+                content.append({"type": "text", "text": f"{_MARK}{len(texts)}{_MARK}"})
+                texts.append(part)
+        contents.append(content)
+    return contents, texts
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Turn], contents: Sequence[_Content], texts: int) -> list[str]:
+    """What the template writes before, between and behind the texts. Raises `InputError` if it does not show them."""
+    plain = [
+        content if any(part["type"] == "image" for part in content) else "".join(part["text"] for part in content)
+        for content in contents
+    ]
+    for written in (contents, plain):  # some templates know lists only where there are images
+        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, written, strict=True)]
+        pieces = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split(_MARK)
+        if pieces[1::2] == [str(number) for number in range(texts)]:
+            return list(pieces[::2])
+    raise InputError("the model's chat template does not show every message once and in order")
 
 
 def _encode(tokenizer: object, text: str, *, special: bool) -> list[int]:

@@ -215,6 +215,12 @@ class TestLater:
         assert service.http.get(f"/v1/jobs/{job_id}?wait=0.2").json()["state"] == "accepted"
         assert problem_of(service.http.get(f"/v1/jobs/{job_id}?wait=61")) == "invalid-request"
 
+    def test_an_overdue_job_has_expired_even_when_no_worker_is_there_to_say_so(self, service: Service) -> None:
+        job_id = service.ask(headers={"Prefer": "respond-async"}, timeout_s=0.1).json()["id"]
+        url = f"/v1/jobs/{job_id}"
+        report = until(lambda: (found := service.http.get(url).json())["state"] != "accepted" and found, "the end")
+        assert (report["state"], report["problem"]["status"]) == ("expired", 504)
+
     def test_delete_cancels_once_and_tells_the_state(self, service: Service, worker: FakeWorker) -> None:
         job_id = service.ask(headers={"Prefer": "respond-async"}).json()["id"]
         for _ in range(2):

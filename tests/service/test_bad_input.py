@@ -135,6 +135,7 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
     "seed": ({"prompt": "?", "seed": -1}, "seed"),
     "retention": ({"prompt": "?", "pruning": {"retention": 0}}, "pruning.retention"),
     "method": ({"prompt": "?", "pruning": {"method": "magic"}}, "pruning.method"),
+    "two wishes": ({"prompt": "?", "pruning": {"method": "none", "retention": 0.5}}, "pruning: the method"),
     "priority": ({"prompt": "?", "priority": "urgent"}, "priority"),
     "stop as text": ({"prompt": "?", "stop": "x"}, "stop"),
     "too many stops": ({"prompt": "?", "stop": ["a", "b", "c", "d", "e"]}, "stop"),
@@ -188,6 +189,25 @@ def test_a_file_under_another_name_is_an_unknown_field(small: Service) -> None:
     assert response.json()["errors"][0]["field"] == "picture"
 
 
+def test_a_prompt_sent_as_a_file_is_explained(small: Service) -> None:
+    response = small.http.post("/v1/ask", files={"prompt": ("question.txt", b"what is this?")})
+    assert problem_of(response) == "invalid-request"
+    assert response.json()["detail"] == "prompt: send it as a text field, not as a file"
+
+
+ODD_TEXT = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n?-99999999\r\n--x--\r\n'
+PROMPT = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n?'
+
+
+@pytest.mark.parametrize("left", [0, 1, 3, 30, 90])
+def test_a_multipart_body_that_was_cut_off_is_refused(small: Service, left: int) -> None:
+    image = b'\r\n--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    body = (PROMPT + image + picture())[: -left or None]
+    response = small.http.post("/v1/ask", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (response.status_code, problem_of(response)) == (400, "malformed-body")
+    assert "its end is missing" in response.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "status", "name"),
     [
@@ -200,6 +220,12 @@ def test_a_file_under_another_name_is_an_unknown_field(small: Service) -> None:
         ("multipart/form-data", b"", 400, "malformed-body"),
         ("multipart/form-data; boundary=x", b"hello", 400, "malformed-body"),
         ("multipart/form-data; boundary=x", b"--x\r\n\r\n", 400, "malformed-body"),
+        (
+            "multipart/form-data; boundary=x; charset=punycode",
+            PROMPT + b"-99999999\r\n--x--\r\n",
+            400,
+            "malformed-body",
+        ),
         ("text/plain", b"hello", 415, "unsupported-media-type"),
         ("application/x-www-form-urlencoded", b"prompt=x", 415, "unsupported-media-type"),
         ("", b"hello", 415, "unsupported-media-type"),

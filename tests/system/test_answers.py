@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.system.deployment import (
@@ -53,6 +55,32 @@ def test_every_bundled_image_gets_its_right_answers(deployment: Deployment, meth
         stages = ("input", "after_stage1", "kept")
         every = [sum(answer["usage"]["vision_tokens"][stage] for answer in answers) for stage in stages]
         assert every[0] > every[1] > every[2]
+
+
+def test_a_chat_completion_is_the_same_question(deployment: Deployment) -> None:
+    expected = deployment.ask(NUMBER).json()
+    image = "data:image/png;base64," + base64.b64encode(NUMBER.image.read_bytes()).decode()
+    content: Any = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": NUMBER.prompt}]
+    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="any", max_retries=0) as client:
+        (model,) = client.models.list()
+        ask = partial(client.chat.completions.create, model=model.id)
+        answer = ask(messages=[{"role": "user", "content": content}])
+        pieces = [
+            choice.delta.content or ""
+            for chunk in ask(messages=[{"role": "user", "content": content}], stream=True)
+            for choice in chunk.choices
+        ]
+        later = ask(
+            messages=[
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": NUMBER.answer},
+                {"role": "user", "content": NUMBER.prompt},
+            ]
+        )
+    assert answer.choices[0].message.content == "".join(pieces) == expected["answer"] == NUMBER.answer
+    assert answer.usage.prompt_tokens == expected["usage"]["prompt_tokens"]
+    assert answer.erase["pruning"] == expected["pruning"]
+    assert later.usage.prompt_tokens > answer.usage.prompt_tokens
 
 
 def test_a_request_may_turn_the_dial(deployment: Deployment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_the_curl_examples_work_as_printed(deployment: Deployment, page: str) ->
         else:
             expected = f'"answer": ?{re.escape(json.dumps(right_answer(command), ensure_ascii=False))}'
         assert re.search(expected, reply.stdout), f"{command}\n{reply.stdout}"
+
+
+def test_the_example_with_openais_client_works_as_printed(deployment: Deployment) -> None:
+    (example,) = blocks("docs/http.md", "python")
+    program = example.replace("http://127.0.0.1:8000", deployment.url)
+    reply = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    answer, saved = reply.stdout.split()
+    assert answer == right_answer(example)
+    assert 0 < float(saved) < 1
 
 
 def test_the_printed_answer_is_the_real_one(deployment: Deployment) -> None:

@@ -21,6 +21,7 @@ from worker.contract import (
     ImageReference,
     JobRequest,
     JobState,
+    Message,
     Outcome,
     Priority,
     PruningOptions,
@@ -81,6 +82,7 @@ def accept(
     job_id: str = "job_1",
     *,
     prompt: str = "what is it ?",
+    messages: tuple[Message, ...] = (),
     images: tuple[bytes, ...] = (),
     kind: Format = "PNG",
     priority: Priority = Priority.INTERACTIVE,
@@ -93,7 +95,8 @@ def accept(
     for data in images:
         client.set(image_key(hashlib.sha256(data).hexdigest()), data, px=600_000)
     request = JobRequest(
-        prompt=prompt,
+        prompt="" if messages else prompt,
+        messages=messages,
         images=tuple(reference(data, kind) for data in images),
         generation=GenerationOptions(**generation),
         pruning=pruning,

@@ -36,6 +36,7 @@ from worker.contract import (
     Answer,
     EventType,
     JobState,
+    Message,
     Plan,
     PruningOptions,
     TokenPayload,
@@ -300,6 +301,20 @@ class TestProblems:
         assert problem is not None
         assert "damaged or incomplete" in problem.detail
         assert "truncated" not in problem.detail
+
+    def test_a_conversation_is_answered_like_the_question_it_ends_with(self, worker: Worker) -> None:
+        ask(worker.client, messages=(Message(role="user", content=(0, SAMPLE.question)),))
+        worker.run()
+        assert answered(worker.client).answer == SAMPLE.answer
+
+    @pytest.mark.parametrize("template", ["{{ raise_exception('roles must alternate') }}", "hello"])
+    def test_a_conversation_that_the_model_does_not_take_fails_the_job(
+        self, worker: Worker, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, template: str
+    ) -> None:
+        monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
+        ask(worker.client, messages=(Message(role="user", content=("?", 0)),))
+        worker.run()
+        assert problem_type(worker.client) == "invalid-request"
 
     def test_too_long_an_answer_is_refused_with_advice(self, worker: Worker) -> None:
         ask(worker.client, max_tokens=4096)

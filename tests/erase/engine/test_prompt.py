@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from erase.errors import InputError
-from erase.models.prompt import generate_inputs, prepare_images, prepare_prompt, prompt_tokens
+from erase.models.prompt import Turn, chat_tokens, generate_inputs, prepare_images, prepare_prompt, prompt_tokens
 
 IMAGE, END = 4, 2
 CONTROL = ["<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<pad>", "<|video_pad|>"]
@@ -34,6 +34,33 @@ def test_a_prepared_prompt_is_what_stock_code_makes_of_it(demo, samples, count):
     else:
         assert prompt.positions.tolist() == [list(range(len(prompt.tokens)))] * 3
         assert prompt.next_position == len(prompt.tokens)
+
+
+def test_a_conversation_is_what_the_template_makes_of_it(demo):
+    turns = [
+        Turn("system", ("what is ", "speed ?")),
+        Turn("user", ("what", None, " is ", None, "", "size ?")),
+        Turn("assistant", ("12",)),
+        Turn("user", ("page ?",)),
+    ]
+    messages = [
+        {"role": "system", "content": "what is speed ?"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "what"},
+                {"type": "image"},
+                {"type": "text", "text": " is "},
+                {"type": "image"},
+                {"type": "text", "text": "size ?"},
+            ],
+        },
+        {"role": "assistant", "content": "12"},
+        {"role": "user", "content": "page ?"},
+    ]
+    text = demo.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = demo.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat_tokens(demo, turns, [1, 1]).tolist() == expected
 
 
 def test_each_placeholder_becomes_as_many_tokens_as_its_image_has(demo):
@@ -91,7 +118,7 @@ def test_a_template_that_does_not_show_every_image_is_refused(demo, monkeypatch)
     with pytest.raises(InputError, match="every image"):
         prompt_tokens(demo, "what ?", [2])
     monkeypatch.setattr(demo.tokenizer, "chat_template", "hello")
-    with pytest.raises(InputError, match="does not show the question"):
+    with pytest.raises(InputError, match="does not show every message"):
         prompt_tokens(demo, "what ?", [])
 
 

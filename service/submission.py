@@ -1,0 +1,73 @@
+"""A prepared question becomes a job, and its request a watcher of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.acceptance import accept_job, new_job_id
+from service.delivery import Delivery
+from service.intake import Prepared
+from service.problems import JobLostError
+from service.runtime import Runtime
+from service.waiting import Watch, remaining_s, resume_after
+from worker.contract import idempotency_key
+from worker.ledger import NewJob, execute_async, read_job_async, unwatch
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that a request made, or that it attached to by its Idempotency-Key."""
+
+    runtime: Runtime
+    job_id: str
+    attached: bool
+    last_event: int
+    timeout_s: float
+
+    async def watch(self) -> Watch:
+        """The request's interest in the job. Raises `JobLostError`."""
+        if self.attached:
+            return await self._watch_attached()
+        return Watch(self.runtime, self.job_id, after=0, remaining_s=self.timeout_s)
+
+    async def _watch_attached(self) -> Watch:
+        runtime, job_id = self.runtime, self.job_id
+        try:
+            job = await read_job_async(runtime.redis, job_id)
+            if job is None:
+                raise JobLostError("The job's result has just expired; send it again.")
+            after = resume_after(job, self.last_event)
+            return Watch(runtime, job_id, after=after, remaining_s=await remaining_s(runtime, job))
+        except BaseException:
+            runtime.spawn(execute_async(runtime.redis, unwatch(job_id, runtime.service_id, client_left=True)))
+            raise
+
+
+async def submit(runtime: Runtime, owner: str, delivery: Delivery, prepared: Prepared) -> Submission:
+    """Accept the job durably and wake a worker. Raises what `accept_job` raises."""
+    job = _new_job(runtime, owner, delivery, prepared)
+    accepted = await accept_job(runtime, job, prepared.files)
+    attached, job_id = accepted.status == "attached", accepted.subject
+    if not attached:
+        runtime.spawn(runtime.wakeups.send(job_id, prepared.priority))
+    return Submission(runtime, job_id, attached, delivery.last_event, prepared.timeout_s)
+
+
+def _new_job(runtime: Runtime, owner: str, delivery: Delivery, prepared: Prepared) -> NewJob:
+    settings = runtime.settings
+    waits = not delivery.respond_async or delivery.wait_s > 0
+    return NewJob(
+        id=new_job_id(),
+        owner=owner,
+        priority=prepared.priority,
+        request=prepared.request,
+        timeout_ms=max(1, round(prepared.timeout_s * 1000)),
+        result_ttl_ms=settings.result_ttl_s * 1000,
+        max_open=settings.max_open_jobs,
+        detached=delivery.respond_async,
+        idempotency_key=idempotency_key(owner, delivery.idempotency_key) if delivery.idempotency_key else "",
+        body_hash=prepared.body_hash,
+        service=runtime.service_id if waits else "",
+        trace=delivery.trace,
+        wake_after_ms=round(settings.wake_after_s * 1000),
+    )
