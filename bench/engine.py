@@ -46,6 +46,8 @@ from erase.presets import preset, preset_names
 QUESTION = "what is the total number on page ?"
 DEFAULT_PRESET = "qwen2.5-vl-7b"
 DEMO_VISION_TOKENS, USUAL_VISION_TOKENS = 169, 1280
+TEXT_TOKENS = 256
+"""More than the question and the chat template have."""
 PREPARED = 5
 """Images to time the processing with."""
 NEAR_TIE = 1e-3
@@ -78,8 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    threads = options.threads or torch.get_num_threads()
+    before = torch.get_num_threads()
     use_threads(1)  # whoever is measured has the only pool of threads
+    try:
+        _bench(options, options.threads or before)
+    finally:
+        use_threads(before)
+
+
+def _bench(options: argparse.Namespace, threads: int) -> None:
     progress(f"loading {options.model}")
     loaded = endless_model(options.model, options.device, options.dtype)
     machine = this_machine(loaded.device, threads)
@@ -119,9 +128,15 @@ def bench(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _running(loaded: LoadedModel, concurrency: int, threads: int) -> Iterator[Engine]:
-    # All sides answer about the same images: what one encoded must not help the next.
-    limits = EngineLimits(max_running=concurrency, feature_cache_bytes=0, cpu_threads=threads)
+def _running(loaded: LoadedModel, concurrency: int, tokens: int, threads: int) -> Iterator[Engine]:
+    limits = EngineLimits(
+        max_running=concurrency,
+        # The same for every run, whatever memory the one before has not given back yet.
+        cache_tokens=concurrency * (tokens + TEXT_TOKENS),
+        # All sides answer about the same images: what one encoded must not help the next.
+        feature_cache_bytes=0,
+        cpu_threads=threads,
+    )
     with Engine(loaded, limits) as engine:
         yield engine
 

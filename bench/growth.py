@@ -77,8 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    threads = options.threads or torch.get_num_threads()
+    before = torch.get_num_threads()
     use_threads(1)  # the engine has the only pool of threads
+    try:
+        _bench(options, options.threads or before)
+    finally:
+        use_threads(before)
+
+
+def _bench(options: argparse.Namespace, threads: int) -> None:
     loaded = endless_model(options.model, options.device, options.dtype)
     machine = this_machine(loaded.device, threads)
     policy = load_bench_policy(options.policy, loaded).with_retention(options.retention)

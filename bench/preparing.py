@@ -40,6 +40,7 @@ from bench.report import (
 from bench.sides import EngineSide, Run, measured
 from erase import EraseError
 from erase.engine import Engine, EngineLimits
+from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
@@ -66,14 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    torch.set_num_threads(options.threads or 1)  # the rest of the processor is for preparing
+    threads = options.threads or 1  # the rest of the processor is for preparing
+    use_threads(1)
     loaded = endless_model(options.model, options.device, options.dtype)
-    machine = this_machine(loaded.device)
+    machine = this_machine(loaded.device, threads)
     method = method_for(load_bench_policy(options.policy, loaded).with_retention(options.retention))
     images = prepare_images(loaded, [_page(0, options.megapixels)])
     prompts = [prepare_prompt(loaded, QUESTION, images)] * options.running
     runs: dict[str, list[tuple[Run, float]]] = {ALONE: [], THREADS: [], PROCESSES: []}
-    with Engine(loaded, EngineLimits(max_running=options.running)) as engine:
+    with Engine(loaded, EngineLimits(max_running=options.running, cpu_threads=threads)) as engine:
         side = EngineSide("pruned", lambda: nullcontext(engine), loaded, method, prunes=True)
         measured(side, prompts, 2, loaded.device)  # the images' features are known from here on
         for repetition in range(options.repetitions):

@@ -35,7 +35,7 @@ class Answered:
     kept: int
     """Vision tokens left after all cuts."""
     rows: tuple[int, ...]
-    """Per decoder layer, rows that the prefill ran."""
+    """Per decoder layer, rows that the prefill ran; our engine runs most of the last layer for one row only."""
     cache: tuple[int, ...]
     """Per decoder layer, cache rows after prefill."""
 
@@ -89,11 +89,12 @@ def in_own_thread(work: Callable[[], T], threads: int = 1) -> T:
         use_threads(threads)
         return work()
 
+    before = torch.get_num_threads()
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(compute).result()
         finally:
-            use_threads(1)
+            use_threads(before)
 
 
 class EngineSide:

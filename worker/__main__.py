@@ -15,8 +15,8 @@ def main() -> int:
         return 2
     # Idle threads of a matrix product wait awake for some microseconds, and then sleep: to fall asleep at once costs
     # more than a small product takes, and to stay awake takes the cores from preprocessing, Redis and the service.
-    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from worker.main import run_worker
 
     return run_worker(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import redis
-from jinja2 import TemplateError
 
 from erase.engine import SamplingParams, Sequence
 from erase.errors import InputError
@@ -34,7 +33,7 @@ def prepare_sequence(
         raise BadImageError(str(error)) from None
     try:
         prompt = prepare_chat(loaded, _turns(request), images)
-    except (InputError, TemplateError):
+    except InputError:
         raise BadConversationError("The model's chat template does not take these messages in this order.") from None
     method = method_of(plan)
     return Sequence(

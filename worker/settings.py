@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     deterministic: bool = Field(False, description="answers equal to the last bit whatever runs beside them; slow")
     attention: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention kernels of the engine")
     max_context: Annotated[int | None, Field(ge=64)] = Field(None, description="cap below the model's own context")
-    cpu_threads: Annotated[int | None, Field(ge=1)] = Field(None, description="threads of matrix products on CPU")
+    cpu_threads: Annotated[int | None, Field(ge=1, le=1024)] = Field(
+        None, description="threads of the engine's matrix products on CPU; all else has one"
+    )
     lease_s: Annotated[float, Field(ge=1)] = Field(10.0, description="a lease without renewal is lost after this")
     wake_after_s: Annotated[float, Field(ge=0.5)] = Field(5.0, description="first check for a lost wake-up")
     sweep_every_s: Annotated[float, Field(ge=0.1)] = Field(1.0, description="pause between two sweeps")

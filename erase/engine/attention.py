@@ -67,9 +67,9 @@ class Attention(ABC):
 
 
 class SdpaAttention(Attention):
-    """PyTorch's `scaled_dot_product_attention`, sequence by sequence; the choice on CPUs.
+    """PyTorch's `scaled_dot_product_attention`, sequence by sequence; the choice on CPUs, and on GPUs in 32 bit.
 
-    Single rows with short caches are computed in one call, on a padded copy of the caches.
+    On a CPU, single rows with short caches are computed in one call, on a padded copy of the caches.
     """
 
     name = "sdpa"
@@ -87,13 +87,17 @@ class SdpaAttention(Attention):
         spans: Sequence[slice],
         scale: float,
     ) -> Tensor:
-        longest = max(span.stop - span.start for span in spans)
-        if len(spans) > 1 and max(lengths) == 1 and longest * keys[0].nbytes <= _SMALL:
-            return _attend_together(query, keys, values, spans, longest, scale)
         queries = torch.split(query, list(lengths))
-        return torch.cat(
-            [_attend(own, keys[span], values[span], scale) for own, span in zip(queries, spans, strict=True)]
-        )
+        together = _short_single_rows(keys, lengths, spans)
+        seen: dict[int, Tensor] = {}
+        if len(together) > 1:
+            own_spans = [spans[number] for number in together]
+            rows = _attend_together(torch.cat([queries[number] for number in together]), keys, values, own_spans, scale)
+            seen = dict(zip(together, torch.split(rows, 1), strict=True))
+        for number, span in enumerate(spans):
+            if number not in seen:
+                seen[number] = _attend(queries[number], keys[span], values[span], scale)
+        return torch.cat([seen[number] for number in range(len(spans))])
 
 
 class VarlenAttention(Attention):
@@ -211,10 +215,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return seen.squeeze(0).transpose(0, 1)
 
 
-def _attend_together(
-    query: Tensor, keys: Tensor, values: Tensor, spans: Sequence[slice], longest: int, scale: float
-) -> Tensor:
+def _short_single_rows(keys: Tensor, lengths: Sequence[int], spans: Sequence[slice]) -> list[int]:
+    """Which sequences have a single row and a cache short enough to be copied; none on a GPU, where that waits."""
+    if keys.device.type != "cpu":
+        return []
+    most = _SMALL // keys[0].nbytes
+    return [
+        number
+        for number, (rows, span) in enumerate(zip(lengths, spans, strict=True))
+        if rows == 1 and span.stop - span.start <= most
+    ]
+
+
+def _attend_together(query: Tensor, keys: Tensor, values: Tensor, spans: Sequence[slice], scale: float) -> Tensor:
     """One row per sequence [sequences, heads, head_dim], each on its own span of the pool."""
+    longest = max(span.stop - span.start for span in spans)
     starts = torch.tensor([span.start for span in spans], device=query.device)
     stops = torch.tensor([span.stop for span in spans], device=query.device)
     places = starts.unsqueeze(1) + torch.arange(longest, device=query.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erase.engine.answers import Answers
-from erase.engine.attention import choose_attention
+from erase.engine.attention import Attention, choose_attention
 from erase.engine.cache import CachePool
 from erase.engine.images import FeatureCache
 from erase.engine.limits import EngineLimits
@@ -36,6 +36,7 @@ from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
 from erase.engine.threads import use_threads
 from erase.methods.stage1_only import Stage1Only
+from erase.models.base import VisionLanguageAdapter
 from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,11 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._progress = time.monotonic()
-        self._answers = Answers(loaded, lambda rows: self._step([rows]), singly=self._limits.deterministic)
-        self._has_threads = threading.Event()
+        # Without this engine in it: a circle would keep the pool until Python looks for circles.
+        run = partial(_step_alone, adapter, self._attention, self._pool, device)
+        self._answers = Answers(loaded, run, singly=self._limits.deterministic)
+        self._threads: int | None = None
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -112,8 +116,9 @@ class Engine:
     def start(self) -> None:
         """Start the thread."""
         own = torch.get_num_threads()
+        self._threads = self._limits.cpu_threads or own
         self._thread.start()
-        self._has_threads.wait()
+        self._started.wait()
         use_threads(own)  # which is also what other threads begin with
 
     def stop(self) -> None:
@@ -168,10 +173,11 @@ class Engine:
         return [*self._running, *(self._stage.entries if self._stage else ())]
 
     def _loop(self) -> None:
-        if self._limits.cpu_threads is not None:
-            use_threads(self._limits.cpu_threads)
-        self._has_threads.set()
         try:
+            try:
+                use_threads(self._threads or 1)
+            finally:
+                self._started.set()
             while True:
                 with self._changed:
                     while not self._busy() and not self._stopping:
@@ -397,3 +403,9 @@ class Engine:
 
     def _step(self, rows: list[StepRows]) -> Tensor:
         return step(self._loaded.adapter, self._attention, self._pool, rows, self._loaded.device)
+
+
+def _step_alone(
+    adapter: VisionLanguageAdapter, attention: Attention, pool: CachePool, device: torch.device, rows: StepRows
+) -> Tensor:
+    return step(adapter, attention, pool, [rows], device)

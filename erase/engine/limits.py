@@ -14,6 +14,7 @@ from erase.models.loading import LoadedModel
 
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Enough to keep the processor busy: more at once makes the first wait for the last and nobody faster."""
+_MOST_THREADS = 1024
 _GPU_SHARE = 0.6
 _MEMORY_SHARE = 0.25
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -60,6 +61,8 @@ class EngineLimits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, or nothing ever runs, got {value}")
+        if self.cpu_threads is not None and self.cpu_threads > _MOST_THREADS:
+            raise InputError(f"cpu_threads must be at most {_MOST_THREADS}, got {self.cpu_threads}")
         for name in ("min_vision_tokens", "feature_cache_bytes"):
             if (value := getattr(self, name)) < 0:
                 raise InputError(f"{name} must not be negative, got {value}")

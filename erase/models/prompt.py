@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -203,10 +204,13 @@ def _rendered(tokenizer: Any, turns: Sequence[Turn], contents: Sequence[_Content
     ]
     for written in (contents, plain):  # some templates know lists only where there are images
         messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, written, strict=True)]
-        pieces = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split(_MARK)
+        try:
+            pieces = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split(_MARK)
+        except (TemplateError, TypeError):
+            continue
         if pieces[1::2] == [str(number) for number in range(texts)]:
             return list(pieces[::2])
-    raise InputError("the model's chat template does not show every message once and in order")
+    raise InputError("the model's chat template does not show every message once and in order, or refuses them")
 
 
 def _encode(tokenizer: object, text: str, *, special: bool) -> list[int]:

@@ -1,6 +1,8 @@
 """How sequences end when they do not answer, and what that does to their neighbours."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -419,7 +421,35 @@ def test_the_engine_computes_with_its_own_number_of_threads_and_nobody_else_with
     recorder = Counting()
     before = torch.get_num_threads()
     with running(endless, recorder, cpu_threads=before + 2) as engine:
-        engine.submit(ask(endless, samples[0].question, [samples[0].image], method=pruned)).result(TIMEOUT_S)
+        engine.submit(ask(endless, samples[0].question, [samples[0].image], method=pruned)).result()
         assert recorder.threads == before + 2
         assert torch.get_num_threads() == of_a_new_thread() == before
     assert torch.get_num_threads() == of_a_new_thread() == before
+
+
+def test_an_engine_whose_thread_cannot_begin_does_not_keep_anybody_waiting(endless, monkeypatch):
+    real = engine_module.use_threads
+
+    def refuse(count: int) -> None:
+        if threading.current_thread().name == "engine":
+            raise RuntimeError("no threads left")
+        real(count)
+
+    monkeypatch.setattr(engine_module, "use_threads", refuse)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine = Engine(endless, EngineLimits())
+    engine.start()
+    engine._thread.join(TIMEOUT_S)
+    assert not engine.alive
+
+
+def test_a_stopped_engine_gives_its_memory_back_at_once(endless, samples, pruned):
+    with running(endless) as engine:
+        engine.submit(ask(endless, samples[0].question, [samples[0].image], method=pruned)).result()
+        pool = weakref.ref(engine._pool)
+    gc.disable()
+    try:
+        del engine
+        assert pool() is None
+    finally:
+        gc.enable()
