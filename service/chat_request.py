@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from service.intake import Ask, decode_data_url, usable_text
-from service.problems import MalformedBodyError, invalid_fields
+from service.intake import Ask, decode_data_url, parse_as, usable_text
 from worker.contract import Frozen, GenerationOptions, Message, Priority, PruningOptions
 
 MOST_MESSAGES = MOST_PARTS = 256
@@ -146,13 +145,7 @@ class ChatRequest(Frozen):
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, Ask]:
     """Parse the body. Raises `MalformedBodyError` or `InvalidRequestError`."""
-    try:
-        request = ChatRequest.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        if any(item["type"] == "json_invalid" for item in errors):
-            raise MalformedBodyError("The body is not valid JSON.") from None
-        raise invalid_fields(errors) from None
+    request = parse_as(ChatRequest, body)
     return request, _question(request)
 
 

@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from service.images import ImageLimits, inspect
 from service.problems import InvalidRequestError, MalformedBodyError, UnknownPolicyError, invalid_fields
@@ -27,6 +27,8 @@ from worker.contract import (
 
 if TYPE_CHECKING:
     from worker.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
 
 REPEATABLE = ("stop", "include")
 
@@ -139,14 +141,19 @@ class Prepared:
 
 def parse_json(body: bytes) -> Ask:
     """Parse a JSON body. Raises `MalformedBodyError` or `InvalidRequestError`."""
+    request = parse_as(AskRequest, body)
+    return Ask.of(request, [_image_bytes(image, f"images.{index}") for index, image in enumerate(request.images)])
+
+
+def parse_as(model: type[Model], body: bytes) -> Model:
+    """Read a JSON body as this model. Raises `MalformedBodyError` or `InvalidRequestError`."""
     try:
-        request = AskRequest.model_validate_json(body, strict=True)
+        return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
         if any(item["type"] == "json_invalid" for item in errors):
             raise MalformedBodyError("The body is not valid JSON.") from None
         raise invalid_fields(errors) from None
-    return Ask.of(request, [_image_bytes(image, f"images.{index}") for index, image in enumerate(request.images)])
 
 
 def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> Ask:
