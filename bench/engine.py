@@ -96,7 +96,8 @@ def _bench(options: argparse.Namespace, threads: int) -> None:
     policy = load_bench_policy(options.policy, loaded)
     rows: list[Row] = []
     agreed: dict[int, float] = {}
-    sides = _sides(partial(_running, loaded, max(options.concurrency)), loaded, policy, options.retention, threads)
+    running = partial(_running, loaded, max(options.concurrency), vision + options.output_tokens)
+    sides = _sides(running, loaded, policy, options.retention, threads)
     outside = _outside_of_the_clock(loaded, vision, sides)
     for concurrency in options.concurrency:
         batches = [_prompts(loaded, vision, rep, concurrency) for rep in range(options.repetitions + 1)]

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = ("service", "worker")
 each_image = pytest.mark.parametrize("image", IMAGES)
 DISTRIBUTIONS = {
+    "python_multipart": "python-multipart",
     "multipart": "python-multipart",
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
