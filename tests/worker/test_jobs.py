@@ -336,7 +336,7 @@ class TestProblems:
         def burst(*_: Any) -> None:
             raise RuntimeError("secret at 0x7f")
 
-        monkeypatch.setattr(preparing, "prepare_prompt", burst)
+        monkeypatch.setattr(preparing, "prepare_chat", burst)
         ask(worker.client)
         worker.run()
         assert problem_type(worker.client) == "internal"
