@@ -33,9 +33,8 @@ from bench.report import (
     this_machine,
     write_json,
 )
-from bench.sides import Answered, EngineSide, Run, Side, StockSide, agreement, measured
+from bench.sides import Answered, EngineSide, Run, Side, StockSide, agreement, lent_threads, measured
 from erase.engine import Engine, EngineLimits
-from erase.engine.threads import use_threads
 from erase.errors import EraseError
 from erase.methods import method_for
 from erase.models.loading import DEMO, LoadedModel
@@ -80,12 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    before = torch.get_num_threads()
-    use_threads(1)  # whoever is measured has the only pool of threads
-    try:
-        _bench(options, options.threads or before)
-    finally:
-        use_threads(before)
+    with lent_threads() as own:
+        _bench(options, options.threads or own)
 
 
 def _bench(options: argparse.Namespace, threads: int) -> None:

@@ -30,10 +30,10 @@ from bench.report import (
     this_machine,
     write_json,
 )
+from bench.sides import lent_threads
 from erase import EraseError
 from erase.cutting import cut_prompt
 from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
-from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
@@ -77,12 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    before = torch.get_num_threads()
-    use_threads(1)  # the engine has the only pool of threads
-    try:
-        _bench(options, options.threads or before)
-    finally:
-        use_threads(before)
+    with lent_threads() as own:
+        _bench(options, options.threads or own)
 
 
 def _bench(options: argparse.Namespace, threads: int) -> None:

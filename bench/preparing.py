@@ -37,10 +37,9 @@ from bench.report import (
     this_machine,
     write_json,
 )
-from bench.sides import EngineSide, Run, measured
+from bench.sides import EngineSide, Run, lent_threads, measured
 from erase import EraseError
 from erase.engine import Engine, EngineLimits
-from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
@@ -67,8 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bench(options: argparse.Namespace) -> None:
     """One whole run."""
-    threads = options.threads or 1  # the rest of the processor is for preparing
-    use_threads(1)
+    with lent_threads():
+        _bench(options, options.threads or 1)  # the rest of the processor is for preparing
+
+
+def _bench(options: argparse.Namespace, threads: int) -> None:
     loaded = endless_model(options.model, options.device, options.dtype)
     machine = this_machine(loaded.device, threads)
     method = method_for(load_bench_policy(options.policy, loaded).with_retention(options.retention))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -89,12 +89,19 @@ def in_own_thread(work: Callable[[], T], threads: int = 1) -> T:
         use_threads(threads)
         return work()
 
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            return thread.submit(compute).result()
-        finally:
-            use_threads(before)
+    with lent_threads(), ThreadPoolExecutor(1) as thread:
+        return thread.submit(compute).result()
+
+
+@contextmanager
+def lent_threads() -> Iterator[int]:
+    """Within, this thread has one OpenMP thread, so that who is measured has the only pool; gives its own number."""
+    own = torch.get_num_threads()
+    use_threads(1)
+    try:
+        yield own
+    finally:
+        use_threads(own)
 
 
 class EngineSide:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -69,17 +70,29 @@ async def ask(request: Request, runtime: Process, owner: Owner) -> Response:
 
 async def read_question(request: Request, settings: Settings) -> Ask:
     """Read and parse the body within a time limit. Raises a client error of `service.problems`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
+    async with upload_time():
+        if kind == "application/json":
+            body = await request.body()
+            return await asyncio.to_thread(parse_json, body)
+        if kind == "multipart/form-data":
+            return await _read_form(request, settings)
+    raise UnsupportedMediaTypeError("Send multipart/form-data or application/json.")
+
+
+def media_type(request: Request) -> str:
+    """Of the body, in lower case and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@asynccontextmanager
+async def upload_time() -> AsyncIterator[None]:
+    """The time in which a body must have been read. Raises `MalformedBodyError` when it is over."""
     try:
         async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-            if kind == "application/json":
-                body = await request.body()
-                return await asyncio.to_thread(parse_json, body)
-            if kind == "multipart/form-data":
-                return await _read_form(request, settings)
+            yield
     except TimeoutError:
         raise MalformedBodyError(f"The body did not arrive within {UPLOAD_TIMEOUT_S:g} seconds.") from None
-    raise UnsupportedMediaTypeError("Send multipart/form-data or application/json.")
 
 
 async def _read_form(request: Request, settings: Settings) -> Ask:

@@ -13,7 +13,7 @@ from fastapi.sse import format_sse_event
 
 from service import openapi
 from service.access import Owner
-from service.ask import UPLOAD_TIMEOUT_S
+from service.ask import media_type, upload_time
 from service.chat_answer import (
     ChatChunk,
     ChatCompletion,
@@ -30,7 +30,6 @@ from service.delivery import read_delivery
 from service.events import KEEP_ALIVE_S, EventStream
 from service.intake import prepare
 from service.problems import (
-    MalformedBodyError,
     ServiceError,
     UnknownModelError,
     UnsupportedMediaTypeError,
@@ -99,13 +98,10 @@ async def _models(runtime: Runtime) -> tuple[Model, ...]:
 
 
 async def _read_json(request: Request) -> bytes:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if media_type(request) != "application/json":
         raise UnsupportedMediaTypeError("Send application/json.")
-    try:
-        async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-            return await request.body()
-    except TimeoutError:
-        raise MalformedBodyError(f"The body did not arrive within {UPLOAD_TIMEOUT_S:g} seconds.") from None
+    async with upload_time():
+        return await request.body()
 
 
 def _check_model(model: str, workers: Sequence[WorkerInfo]) -> None:

@@ -6,7 +6,7 @@ WorkerError
 │   ├── ImageLostError        image-lost
 │   ├── UnknownPolicyError    unknown-policy
 │   ├── TooLongError          context-length
-│   ├── BadConversationError   invalid-request
+│   ├── BadConversationError  invalid-request
 │   └── ModelChangedError     model-changed
 ├── GiveBackError         the worker is stopping and gave the job back: the next sweep wakes another one
 ├── FencedError           another attempt or an outcome holds the job now: nothing of ours may be written

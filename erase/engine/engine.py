@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from erase.engine.answers import Answers
-from erase.engine.attention import Attention, choose_attention
+from erase.engine.attention import choose_attention
 from erase.engine.cache import CachePool
 from erase.engine.images import FeatureCache
 from erase.engine.limits import EngineLimits
 from erase.engine.observer import EngineObserver
-from erase.engine.prefill import StepRows, step
+from erase.engine.prefill import step
 from erase.engine.running import RunningSequence
 from erase.engine.scheduler import PRIORITIES, Budget, Shares, admit
 from erase.engine.sequence import (
@@ -36,7 +36,6 @@ from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
 from erase.engine.threads import use_threads
 from erase.methods.stage1_only import Stage1Only
-from erase.models.base import VisionLanguageAdapter
 from erase.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ class Engine:
         self._stopping = False
         self._progress = time.monotonic()
         # Without this engine in it: a circle would keep the pool until Python looks for circles.
-        run = partial(_step_alone, adapter, self._attention, self._pool, device)
-        self._answers = Answers(loaded, run, singly=self._limits.deterministic)
+        run = self._step = partial(step, adapter, self._attention, self._pool, device=device)
+        self._answers = Answers(loaded, lambda rows: run([rows]), singly=self._limits.deterministic)
         self._threads: int | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -400,12 +399,3 @@ class Engine:
         self._require_device()
         log.error("%s of sequence %s failed: %r", phase, entry.sequence.id, error)
         entry.end(EngineError(f"{phase} failed: {type(error).__name__}"))
-
-    def _step(self, rows: list[StepRows]) -> Tensor:
-        return step(self._loaded.adapter, self._attention, self._pool, rows, self._loaded.device)
-
-
-def _step_alone(
-    adapter: VisionLanguageAdapter, attention: Attention, pool: CachePool, device: torch.device, rows: StepRows
-) -> Tensor:
-    return step(adapter, attention, pool, [rows], device)
