@@ -2,6 +2,7 @@
 
 import sys
 
+from worker.logs import configure_logging
 from worker.settings import SettingsError, load_settings
 
 
@@ -12,15 +13,22 @@ def main() -> int:
     except SettingsError as error:
         print(f"erase-serve: {error}", file=sys.stderr)
         return 2
+    configure_logging(settings)
     import uvicorn
 
     from service.app import create_app
 
+    try:
+        app = create_app(settings)
+    except (OSError, ValueError) as error:
+        print(f"erase-serve: {error}", file=sys.stderr)
+        return 2
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=int(settings.drain_s),
     )
     return 0

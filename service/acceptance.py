@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.admission import JOBS_FULL, PIXELS_FULL
 from service.durability import Confirmation
-from service.problems import IdempotencyMismatchError, QueueFullError, UnavailableError
+from service.problems import (
+    IdempotencyMismatchError,
+    OpenJobsLimitError,
+    QueueFullError,
+    ServiceError,
+    StorageFullError,
+    UnavailableError,
+)
 from service.runtime import Runtime
 from worker.contract import image_key
 from worker.ledger import Accepted, NewJob, accept, cancel, execute_async, script_source
@@ -28,15 +34,11 @@ _ATTEMPTS = 2
 _ABANDON_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
 
 
-def new_job_id() -> str:
-    """`job_` and 32 hex digits that sort by time: 48 bits of milliseconds, 80 random bits."""
-    return f"job_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
 async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) -> Accepted:
     """Accept a job durably; the reply's status is accepted or attached.
 
-    Raises `IdempotencyMismatchError`, `QueueFullError` or `UnavailableError`; then the job does not run.
+    Raises `IdempotencyMismatchError`, `OpenJobsLimitError`, `QueueFullError`, `StorageFullError` or
+    `UnavailableError`; then the job does not run.
     """
     confirmation = await runtime.durability.ensure()
     for _ in range(_ATTEMPTS):
@@ -44,7 +46,7 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
             await _store_images(runtime, files)
         except RedisError as error:
             logger.error("images cannot be stored: %s", type(error).__name__)
-            raise UnavailableError("The images cannot be stored at the moment.") from None
+            raise _refused(error) from None
         accepted, confirmed = await _accept_surely(runtime, job, confirmation)
         # An image can expire between storing and accepting: store it once more.
         if accepted.status != "missing":
@@ -53,7 +55,7 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
         case "mismatch":
             raise IdempotencyMismatchError("The Idempotency-Key was already used with another body.")
         case "full":
-            raise QueueFullError("As many jobs are open as this deployment allows.")
+            raise _full(accepted.subject)
         case "missing":
             raise UnavailableError("An image vanished before the job was accepted.")
     if not confirmed and accepted.status == "accepted":
@@ -62,6 +64,18 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
         raise UnavailableError("The job could not be stored safely.")
     runtime.metrics.image_bytes.inc(sum(len(data) for data in files.values()))
     return accepted
+
+
+def _refused(error: RedisError) -> ServiceError:
+    if isinstance(error, OutOfMemoryError):
+        return StorageFullError("The store of jobs has no room for another request at the moment.")
+    return UnavailableError("The request could not be stored at the moment.")
+
+
+def _full(what: str) -> ServiceError:
+    if what == "owner":
+        return OpenJobsLimitError("As many jobs of this key are open as it may have.")
+    return QueueFullError(PIXELS_FULL if what == "pixels" else JOBS_FULL)
 
 
 async def _store_images(runtime: Runtime, files: Mapping[str, bytes]) -> None:
@@ -84,7 +98,7 @@ async def _accept_surely(runtime: Runtime, job: NewJob, confirmation: Confirmati
                 raise UnavailableError("The job could not be stored.") from None
         except RedisError as error:
             logger.error("accept failed: %s", type(error).__name__)
-            raise UnavailableError("The job could not be stored.") from None
+            raise _refused(error) from None
     raise AssertionError("unreachable")
 
 

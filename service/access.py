@@ -1,23 +1,42 @@
-"""Dependency of every route that needs an API key."""
+"""Dependencies of the routes that need an API key: who calls, what it may do, and whether it may do it now."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.auth import ApiKeys
+from service.auth import Caller, KeyRing
+from service.runtime import Process
+from worker.settings import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="API key; needed if the deployment has keys configured")
 
 
-async def get_owner(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> str:
-    """Owner of the request's key. Raises `UnauthorizedError`."""
-    keys: ApiKeys = request.app.state.keys
-    return keys.owner(credentials.credentials if credentials else None)
+def _caller_with(*scopes: Scope) -> Callable[..., AsyncIterator[Caller]]:
+    """Dependency: the caller, for as long as its request is answered.
+
+    It raises `UnauthorizedError`, `ForbiddenError` or `TooManyRequestsError`.
+    """
+
+    async def get_caller(
+        request: Request,
+        runtime: Process,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    ) -> AsyncIterator[Caller]:
+        keys: KeyRing = request.app.state.keys
+        caller = keys.caller(credentials.credentials if credentials else None)
+        request.scope["erase.owner"] = caller.owner
+        caller.need(frozenset(scopes))
+        with runtime.admission.request(caller):
+            yield caller
+
+    return get_caller
 
 
-Owner = Annotated[str, Depends(get_owner)]
+Asker = Annotated[Caller, Depends(_caller_with(Scope.ASK))]
+JobsCaller = Annotated[Caller, Depends(_caller_with(Scope.ASK, Scope.ADMIN))]
+AnyCaller = Annotated[Caller, Depends(_caller_with(*Scope))]
+MetricsReader = Annotated[Caller, Depends(_caller_with(Scope.METRICS, Scope.ADMIN))]

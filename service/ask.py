@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import Message
 
 from service import openapi
-from service.access import Owner
+from service.access import Asker
 from service.delivery import Delivery, read_delivery
 from service.events import EventStream, answer_body, event_stream
 from service.intake import Ask, AskOptions, parse_form, parse_json, prepare
@@ -50,13 +50,14 @@ _MOST_FIELDS = 64
     responses=openapi.ASK_RESPONSES,
     openapi_extra=openapi.ASK_BODY,
 )
-async def ask(request: Request, runtime: Process, owner: Owner) -> Response:
+async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     """Answer in the response, in a stream of events, or later under `/v1/jobs/{id}`."""
     delivery = read_delivery(request.headers)
-    question = await read_question(request, runtime.settings)
-    workers = await runtime.workers.alive()
-    prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
-    submission = await submit(runtime, owner, delivery, prepared)
+    async with runtime.admission.question(caller, request.headers, delivery.record(caller.owner)):
+        question = await runtime.fetcher.fetch(await read_question(request, runtime.settings))
+        workers = await runtime.workers.alive()
+        prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
+        submission = await submit(runtime, request, caller, delivery, prepared)
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)

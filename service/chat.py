@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.sse import format_sse_event
 
 from service import openapi
-from service.access import Owner
+from service.access import Asker, JobsCaller
 from service.ask import media_type, upload_time
 from service.chat_answer import (
     ChatChunk,
@@ -45,13 +45,13 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
 @router.get("/models", summary="Models of the workers that are alive", response_model=ModelList)
-async def list_models(runtime: Process, owner: Owner) -> ModelList:
+async def list_models(runtime: Process, caller: JobsCaller) -> ModelList:
     """OpenAI's list of models."""
     return ModelList(data=await _models(runtime))
 
 
 @router.get("/models/{name:path}", summary="One of them", response_model=Model)
-async def get_model(name: str, runtime: Process, owner: Owner) -> Model:
+async def get_model(name: str, runtime: Process, caller: JobsCaller) -> Model:
     """OpenAI's description of a model; 404 if no worker serves it."""
     models = await _models(runtime)
     for model in models:
@@ -67,22 +67,24 @@ async def get_model(name: str, runtime: Process, owner: Owner) -> Model:
     responses=openapi.CHAT_RESPONSES,
     openapi_extra=openapi.CHAT_BODY,
 )
-async def complete_chat(request: Request, runtime: Process, owner: Owner) -> Response:
+async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Response:
     """OpenAI's chat completion, or with `stream` its chunks; `erase` says what pruning saved."""
     delivery = read_delivery(request.headers).here_and_now()
-    body = await _read_json(request)
-    chat, question = await asyncio.to_thread(parse_chat, body)
-    workers = await runtime.workers.alive()
-    _check_model(chat.model, workers)
-    prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
-    submission = await submit(runtime, owner, delivery, prepared)
+    async with runtime.admission.question(caller, request.headers, delivery.record(caller.owner)):
+        body = await _read_json(request)
+        chat, question = await asyncio.to_thread(parse_chat, body)
+        workers = await runtime.workers.alive()
+        _check_model(chat.model, workers)
+        question = await runtime.fetcher.fetch(question)
+        prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
+        submission = await submit(runtime, request, caller, delivery, prepared)
     job_id = submission.job_id
     watch = await submission.watch()
     if prepared.stream:
-        return EventStream(_chunks(watch, job_id, chat), job_id, {"X-Request-ID": job_id})
+        return EventStream(_chunks(watch, job_id, chat), job_id)
     with watch:
         outcome = await unless_client_leaves(request.receive, watch.outcome())
-    headers = {"X-Request-ID": job_id, "Cache-Control": "no-store"}
+    headers = {"Content-Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"}
     if outcome.answer is None:
         # The job has had its attempts: a client must not send it again by itself, as OpenAI's does at 409 and 5xx.
         return openai_response(_problem(outcome), headers | {"X-Should-Retry": "false"})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from service.intake import Ask, decode_data_url, parse_as, usable_text
+from service.intake import Ask, RemoteImage, image_at, parse_as, usable_text
 from worker.contract import Frozen, GenerationOptions, Message, Priority, PruningOptions
 
 MOST_MESSAGES = MOST_PARTS = 256
@@ -30,7 +30,9 @@ class TextPart(Frozen):
 class ImageUrl(Frozen):
     """Where an image is. `detail` is taken and changes nothing: pruning decides how many tokens an image is worth."""
 
-    url: Annotated[str, Field(description="a data: URL with base64; http(s) is refused")]
+    url: Annotated[
+        str, Field(description="a data: URL with base64, or http(s) where the deployment fetches from its host")
+    ]
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -150,7 +152,7 @@ def parse_chat(body: bytes) -> tuple[ChatRequest, Ask]:
 
 
 def _question(request: ChatRequest) -> Ask:
-    images: list[bytes] = []
+    images: list[bytes | RemoteImage] = []
     messages = []
     for number, message in enumerate(request.messages):
         content: list[str | int] = []
@@ -159,7 +161,7 @@ def _question(request: ChatRequest) -> Ask:
                 content.append(part.text)
             else:
                 content.append(len(images))
-                images.append(decode_data_url(part.image_url.url, f"messages.{number}.image_url"))
+                images.append(image_at(part.image_url.url, f"messages.{number}.image_url"))
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role=role, content=tuple(content)))
     given = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import Headers
 
 from service.problems import InvalidRequestError
+from worker.contract import idempotency_key
 
 LONGEST_WAIT_S = 60.0
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -28,6 +29,10 @@ class Delivery:
     def here_and_now(self) -> Delivery:
         """The same wishes for a route that knows neither jobs that are fetched later nor streams that are resumed."""
         return replace(self, respond_async=False, wait_s=0.0, last_event=0)
+
+    def record(self, owner: str) -> str:
+        """Redis key of what the owner's Idempotency-Key stands for; empty without one."""
+        return idempotency_key(owner, self.idempotency_key) if self.idempotency_key else ""
 
     @property
     def preference_applied(self) -> str:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from service.images import ImageLimits, inspect
-from service.problems import InvalidRequestError, MalformedBodyError, UnknownPolicyError, invalid_fields
+from service.problems import (
+    InvalidRequestError,
+    MalformedBodyError,
+    TooLargeError,
+    UnknownPolicyError,
+    invalid_fields,
+)
 from worker.contract import (
     Frozen,
     GenerationOptions,
@@ -71,7 +77,9 @@ EMPTY_IS_UNSET = {"image", *AskOptions.model_fields} - {"prompt"}
 class ImageInput(Frozen):
     """One image in a JSON body: exactly one of the two."""
 
-    url: Annotated[str | None, Field(description="a data: URL with base64; http(s) is refused")] = None
+    url: Annotated[
+        str | None, Field(description="a data: URL with base64, or http(s) where the deployment fetches from its host")
+    ] = None
     data: Annotated[str | None, Field(description="the file in base64")] = None
 
     @model_validator(mode="after")
@@ -88,21 +96,31 @@ class AskRequest(AskOptions):
 
 
 @dataclass(frozen=True)
+class RemoteImage:
+    """An image that is still to be fetched; errors call it `name`."""
+
+    url: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Ask:
     """A parsed body: a prompt about all images, or a conversation that shows them, and how to answer."""
 
     generation: GenerationOptions
     pruning: PruningOptions
-    images: tuple[bytes, ...]
+    images: tuple[bytes | RemoteImage, ...]
     prompt: str = ""
     messages: tuple[Message, ...] = ()
     priority: Priority = Priority.INTERACTIVE
     timeout_s: float | None = None
     stream: bool = False
     include: tuple[Literal["pruning_map"], ...] = ()
+    urls: tuple[str | None, ...] = ()
+    """Where fetched images came from, one entry for each image."""
 
     @classmethod
-    def of(cls, options: AskOptions, images: Sequence[bytes]) -> Ask:
+    def of(cls, options: AskOptions, images: Sequence[bytes | RemoteImage]) -> Ask:
         """The question of a body of `POST /v1/ask`."""
         return cls(
             generation=GenerationOptions(**{name: getattr(options, name) for name in GenerationOptions.model_fields}),
@@ -114,6 +132,11 @@ class Ask:
             stream=options.stream,
             include=options.include,
         )
+
+    @property
+    def remote(self) -> tuple[RemoteImage, ...]:
+        """Images that are still to be fetched."""
+        return tuple(image for image in self.images if isinstance(image, RemoteImage))
 
     @property
     def characters(self) -> int:
@@ -131,18 +154,26 @@ class Prepared:
     timeout_s: float
     stream: bool
     files: dict[str, bytes]
+    urls: tuple[str | None, ...] = ()
 
     @property
     def body_hash(self) -> str:
-        """SHA-256 over everything that decides the answer; how it is delivered (stream, async) is left out."""
-        content = [self.request.model_dump(mode="json", exclude_defaults=True), self.priority.value, self.timeout_s]
+        """SHA-256 over everything that decides the answer; how it is delivered (stream, async) is left out.
+
+        An image that was fetched counts by its URL, as the client sent it: what is there may have changed since.
+        """
+        request = self.request.model_dump(mode="json", exclude_defaults=True)
+        for index, url in enumerate(self.urls):
+            if url is not None:
+                request["images"][index] = url
+        content = [request, self.priority.value, self.timeout_s]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def parse_json(body: bytes) -> Ask:
     """Parse a JSON body. Raises `MalformedBodyError` or `InvalidRequestError`."""
     request = parse_as(AskRequest, body)
-    return Ask.of(request, [_image_bytes(image, f"images.{index}") for index, image in enumerate(request.images)])
+    return Ask.of(request, [_image(image, f"images.{index}") for index, image in enumerate(request.images)])
 
 
 def parse_as(model: type[Model], body: bytes) -> Model:
@@ -184,7 +215,9 @@ def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> As
 
 
 def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prepared:
-    """Check a question against the deployment's limits. Raises a client error of `service.problems`.
+    """Check a question, its images fetched, against the deployment's limits.
+
+    Raises a client error of `service.problems`.
 
     What only a worker can know (policies, pixels) is checked if one is alive; else the worker checks it later.
     """
@@ -202,8 +235,13 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
     limits = image_limits(settings, workers)
     references: list[ImageReference] = []
     files = {}
+    pixels = 0
     for index, data in enumerate(ask.images):
+        assert isinstance(data, bytes)  # noqa: S101
         reference = inspect(data, limits, f"image {index}")
+        pixels += reference.width * reference.height
+        if pixels > settings.max_request_pixels:
+            raise TooLargeError(f"The images have more than {settings.max_request_pixels} pixels together.")
         references.append(reference)
         files[reference.sha256] = data
     request = JobRequest(
@@ -214,7 +252,7 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
         pruning=ask.pruning,
         include=ask.include,
     )
-    return Prepared(request, ask.priority, timeout_s, ask.stream, files)
+    return Prepared(request, ask.priority, timeout_s, ask.stream, files, ask.urls)
 
 
 def image_limits(settings: Settings, workers: Sequence[WorkerInfo]) -> ImageLimits:
@@ -233,15 +271,18 @@ def _check_policy(pruning: PruningOptions, workers: Sequence[WorkerInfo]) -> Non
         raise UnknownPolicyError(f"pruning.policy: the workers know {', '.join(known) or 'none'}.")
 
 
-def _image_bytes(image: ImageInput, name: str) -> bytes:
-    return decode_base64(image.data or "", name) if image.url is None else decode_data_url(image.url, f"{name}.url")
+def _image(image: ImageInput, name: str) -> bytes | RemoteImage:
+    return decode_base64(image.data or "", name) if image.url is None else image_at(image.url, f"{name}.url")
 
 
-def decode_data_url(url: str, name: str) -> bytes:
-    """The bytes in a data: URL. Raises `InvalidRequestError`, which calls the URL `name`."""
+def image_at(url: str, name: str) -> bytes | RemoteImage:
+    """What a URL stands for: the bytes in a data: URL, or an image to fetch.
+
+    Raises `InvalidRequestError`, which calls the URL `name`.
+    """
     scheme, _, rest = url.partition(":")
     if scheme.lower() in ("http", "https"):
-        raise InvalidRequestError(f"{name}: http and https are not fetched; send the file or a data: URL")
+        return RemoteImage(url, name)
     head, comma, text = rest.partition(",")
     if scheme.lower() != "data" or not comma or not head.lower().endswith(";base64"):
         raise InvalidRequestError(f"{name}: expected data:TYPE;base64,DATA")

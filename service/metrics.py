@@ -15,7 +15,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__
 from service.problems import CLIENT_LEFT
 from service.workers import alive, parse
-from worker.contract import CONTRACT_VERSION, OPEN_KEY, WORKERS_KEY, JobState, Priority, WorkerInfo, job_key, queue_name
+from worker.contract import (
+    CONTRACT_VERSION,
+    DEAD_KEY,
+    OPEN_KEY,
+    OPEN_PIXELS_KEY,
+    WORKERS_KEY,
+    JobState,
+    Priority,
+    WorkerInfo,
+    job_key,
+    queue_name,
+)
 from worker.ledger import read_counters_async
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
@@ -37,6 +48,12 @@ class Snapshot:
     queues: Mapping[str, int] = field(default_factory=dict)
     workers: tuple[WorkerInfo, ...] = ()
     now_ms: int = 0
+    dead_letters: int = 0
+    open_pixels: int = 0
+    memory_used: int = 0
+    memory_most: int = 0
+    append_only: bool = False
+    last_write_ok: bool = False
 
     @property
     def alive(self) -> list[WorkerInfo]:
@@ -51,13 +68,18 @@ async def read_snapshot(client: Redis) -> Snapshot:
     pipeline.zcard(OPEN_KEY)
     pipeline.zrange(OPEN_KEY, 0, _OPEN_SAMPLE - 1)
     pipeline.hgetall(WORKERS_KEY)
+    pipeline.info("memory")
+    pipeline.info("persistence")
+    pipeline.get(OPEN_PIXELS_KEY)
     for priority in Priority:
         pipeline.llen(queue_name(priority))
-    (seconds, micros), open_jobs, due, workers, *depths = await pipeline.execute()
+    (seconds, micros), open_jobs, due, workers, memory, disk, pixels, *depths = await pipeline.execute()
     now_ms = seconds * 1000 + micros // 1000
+    pipeline.zcount(DEAD_KEY, now_ms, "+inf")
     for job_id in due:
         pipeline.hget(job_key(job_id.decode()), "accepted_ms")
-    accepted = [int(value) for value in (await pipeline.execute() if due else []) if value is not None]
+    dead_letters, *times = await pipeline.execute()
+    accepted = [int(value) for value in times if value is not None]
     return Snapshot(
         counters=await read_counters_async(client),
         open_jobs=open_jobs,
@@ -65,6 +87,12 @@ async def read_snapshot(client: Redis) -> Snapshot:
         queues={priority.value: depth for priority, depth in zip(Priority, depths, strict=True)},
         workers=tuple(parse(workers)),
         now_ms=now_ms,
+        dead_letters=dead_letters,
+        open_pixels=int(pixels or 0),
+        memory_used=int(memory["used_memory"]),
+        memory_most=int(memory.get("maxmemory", 0)),
+        append_only=disk.get("aof_enabled") == 1,
+        last_write_ok=disk.get("aof_last_write_status", "ok") == "ok",
     )
 
 
@@ -89,8 +117,9 @@ class _LedgerCollector(Collector):
             ("wakeups_resent", "Wake-ups that the sweeper sent again"),
             ("leases_lost", "Jobs taken over from a silent worker"),
             ("fenced_writes", "Writes refused for a stale attempt"),
+            ("requeued", "Dead letters asked again"),
         ):
-            metric = "erase_jobs_accepted" if name == "accepted" else f"erase_{name}"
+            metric = f"erase_jobs_{name}" if name in ("accepted", "requeued") else f"erase_{name}"
             yield CounterMetricFamily(metric, meaning, snapshot.counters.get(name, 0))
         depth = GaugeMetricFamily("erase_queue_depth", "Wake-ups in the queue", labels=["queue"])
         for queue, length in snapshot.queues.items():
@@ -98,6 +127,12 @@ class _LedgerCollector(Collector):
         yield depth
         present = snapshot.alive
         yield GaugeMetricFamily("erase_jobs_open", "Jobs accepted and not ended", snapshot.open_jobs)
+        yield GaugeMetricFamily("erase_jobs_open_pixels", "Pixels of their images", snapshot.open_pixels)
+        yield GaugeMetricFamily("erase_dead_letters", "Jobs given up and not dealt with", snapshot.dead_letters)
+        yield GaugeMetricFamily("erase_redis_memory_bytes", "Memory that Redis uses", snapshot.memory_used)
+        yield GaugeMetricFamily("erase_redis_memory_max_bytes", "Its maxmemory; 0: none", snapshot.memory_most)
+        yield GaugeMetricFamily("erase_redis_aof_enabled", "1 if it keeps an append-only file", snapshot.append_only)
+        yield GaugeMetricFamily("erase_redis_aof_write_ok", "1 if its last write went well", snapshot.last_write_ok)
         yield GaugeMetricFamily("erase_oldest_open_job_age_seconds", "Oldest open job", snapshot.oldest_age_s)
         yield GaugeMetricFamily("erase_workers", "Workers with a recent heartbeat", len(present))
         yield GaugeMetricFamily("erase_worker_slots", "Jobs they can hold", sum(worker.slots for worker in present))

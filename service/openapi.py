@@ -80,9 +80,9 @@ ASK_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "With `Prefer: respond-async`: accepted, `Location` names the job",
         "content": {"application/json": {"example": {"id": ANSWER_EXAMPLE["id"], "state": "accepted"}}},
     },
-    **_problems(400, 401, 409, 413, 415, 422, 500, 503, 504),
+    **_problems(400, 401, 403, 409, 413, 415, 422, 429, 500, 503, 504),
 }
-JOB_RESPONSES = _problems(401, 404, 410, 422, 503)
+JOB_RESPONSES = _problems(401, 403, 404, 410, 422, 429, 503)
 EVENTS_RESPONSES: dict[int | str, dict[str, Any]] = {200: {"description": "Events of the job", "content": _EVENTS}}
 UNAVAILABLE_RESPONSE = _problems(503)
 
@@ -174,7 +174,7 @@ ASK_BODY: dict[str, Any] = {
 
 CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "An error in OpenAI's shape", "content": {"application/json": {"schema": _OPENAI_ERROR}}}
-    for status in (400, 401, 404, 409, 413, 415, 500, 503, 504)
+    for status in (400, 401, 403, 404, 409, 413, 415, 429, 500, 503, 504)
 }
 CHAT_BODY: dict[str, Any] = {
     "requestBody": {

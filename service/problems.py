@@ -6,9 +6,12 @@
     |- UnsupportedMediaTypeError    415    |- GoneError                 410
     |- TooLargeError                413    |- IdempotencyMismatchError  422
     |- InvalidImageError            422    |- QueueFullError            503
-    |- UnsupportedImageFormatError  415    `- UnavailableError          503
-    |- UnknownPolicyError           422          `- JobLostError        503
-    `- UnknownModelError            404
+    |- UnsupportedImageFormatError  415    |- UnavailableError          503
+    |- UnknownPolicyError           422    |     `- JobLostError        503
+    |- UnknownModelError            404    |- StorageFullError          503
+    |- UnreachableImageError        422    |- RateLimitError            429
+    `- ForbiddenError               403    |- TooManyRequestsError      429
+                                           `- OpenJobsLimitError        429
 
 The routes with OpenAI's shapes get OpenAI's shape of an error instead.
 
@@ -45,10 +48,13 @@ class ServiceError(Exception):
 
     kind: ClassVar[str] = "internal"
 
-    def __init__(self, detail: str, *, errors: Sequence[Mapping[str, str]] = ()) -> None:
+    def __init__(
+        self, detail: str, *, errors: Sequence[Mapping[str, str]] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(dict(error) for error in errors[:_MOST_ERRORS])
+        self.retry_after_s = retry_after_s
 
     def problem(self) -> Problem:
         """The problem object of this error."""
@@ -91,6 +97,12 @@ class UnsupportedImageFormatError(ServiceError):
     kind = "unsupported-image-format"
 
 
+class UnreachableImageError(ServiceError):
+    """An image URL may not be fetched, or nothing usable is there."""
+
+    kind = "unreachable-image"
+
+
 class UnknownPolicyError(ServiceError):
     """No worker knows the pruning policy."""
 
@@ -107,6 +119,12 @@ class UnauthorizedError(ServiceError):
     """No API key, or none that is known."""
 
     kind = "unauthorized"
+
+
+class ForbiddenError(ServiceError):
+    """The key lacks the scope."""
+
+    kind = "forbidden"
 
 
 class NotFoundError(ServiceError):
@@ -133,6 +151,30 @@ class QueueFullError(ServiceError):
     kind = "queue-full"
 
 
+class StorageFullError(ServiceError):
+    """Redis has no room for another request."""
+
+    kind = "storage-full"
+
+
+class RateLimitError(ServiceError):
+    """The key's owner asks more often than it may."""
+
+    kind = "rate-limit"
+
+
+class TooManyRequestsError(ServiceError):
+    """As many requests of the key's owner are being answered as it may have."""
+
+    kind = "too-many-requests"
+
+
+class OpenJobsLimitError(ServiceError):
+    """As many jobs of the key's owner are open as it may have."""
+
+    kind = "open-jobs-limit"
+
+
 class UnavailableError(ServiceError):
     """Redis is unreachable, full, or may lose what it accepts."""
 
@@ -144,7 +186,7 @@ class JobLostError(UnavailableError):
 
 
 def problem_response(value: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem as an HTTP response; 503 always says when to try again."""
+    """A problem as an HTTP response; 429 and 503 always say when to try again."""
     body = value.model_dump_json(exclude_none=True)
     return Response(body, value.status, _with_advice(value, headers), MEDIA_TYPE)
 
@@ -172,7 +214,7 @@ def openai_response(value: Problem, headers: Mapping[str, str] | None = None) ->
 
 def _with_advice(value: Problem, headers: Mapping[str, str] | None) -> dict[str, str]:
     extra = dict(headers or {})
-    if value.status == 503:
+    if value.status in (429, 503):
         extra.setdefault("Retry-After", str(RETRY_AFTER_S))
     if value.status == 401:
         extra.setdefault("WWW-Authenticate", "Bearer")
@@ -215,7 +257,8 @@ _HTTP_KINDS = {
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)  # noqa: S101
     request.scope["erase.problem"] = error.kind
-    return _respond(request, error.problem())
+    wait = error.retry_after_s
+    return _respond(request, error.problem(), {} if wait is None else {"Retry-After": str(wait)})
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -15,7 +15,9 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.admission import Admission
 from service.durability import Durability
+from service.fetching import ImageFetcher
 from service.metrics import ServiceMetrics
 from service.nudge import Nudge
 from service.problems import UnavailableError
@@ -41,6 +43,8 @@ class Runtime:
     metrics: ServiceMetrics
     service_id: str
     redis: Redis
+    admission: Admission
+    fetcher: ImageFetcher
     durability: Durability
     nudge: Nudge
     replies: Replies
@@ -82,7 +86,7 @@ def _client(url: str, connections: int, answer_s: float) -> Redis:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIterator[Runtime]:
+async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: ImageFetcher) -> AsyncIterator[Runtime]:
     """Connect, start the loops, and take everything down again. Redis may be unreachable: then `/readyz` says so."""
     service_id = secrets.token_hex(8)
     client = _client(settings.redis_url, MOST_CONNECTIONS, answer_s=5)
@@ -93,6 +97,8 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIter
         metrics=metrics,
         service_id=service_id,
         redis=client,
+        admission=Admission(client, settings),
+        fetcher=fetcher,
         durability=Durability(client, settings.durability),
         nudge=Nudge(nudger),
         replies=Replies(reader, client, service_id),
@@ -113,6 +119,7 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics) -> AsyncIter
         await asyncio.gather(*loops, return_exceptions=True)
         await asyncio.to_thread(runtime.wakeups.close)
         await runtime.nudge.close()
+        await runtime.fetcher.close()
         for connected in (reader, nudger, client):
             await connected.aclose(close_connection_pool=True)
 

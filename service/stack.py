@@ -22,6 +22,8 @@ from service.processes import Child
 from service.sample import ask_sample, describe
 from worker.settings import Settings, SettingsError, load_settings
 
+REDIS_URL_FILE = "redis-url"
+"""Where, in the state folder, other commands find the Redis that this one started."""
 LEAST_FREE_BYTES = 200 * 2**20
 MOST_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
@@ -77,7 +79,7 @@ class Stack:
         self._restarts: list[float] = []
         self._environment = dict(os.environ)
         self.headers: dict[str, str] = {}
-        if settings.api_keys:
+        if settings.keys_configured:
             # A key of our own, known to this stack only, so that the first question can be asked here, too.
             key = secrets.token_urlsafe(32)
             own = f"erase-serve-up:{hashlib.sha256(key.encode()).hexdigest()}"
@@ -110,6 +112,7 @@ class Stack:
             _say("starting Redis")
             self.redis.start()
             self._environment["ERASE_REDIS_URL"] = self.redis.url
+            (self.state / REDIS_URL_FILE).write_text(self.redis.url)
         else:
             self._check_redis()
         logs = self.state / "logs"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from service import __version__, openapi
-from service.access import get_owner
+from service.access import AnyCaller, MetricsReader
 from service.metrics import SCRAPE_TIMEOUT_S, read_snapshot
 from service.runtime import Process
 from worker.contract import CONTRACT_VERSION, Frozen, WorkerInfo
@@ -37,12 +37,14 @@ class StatusReport(Frozen):
     jobs_open: int
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process lives")
 async def healthz() -> Health:
     """200 as long as the process answers at all."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Requests can be accepted", responses=openapi.UNAVAILABLE_RESPONSE)
 async def readyz(runtime: Process) -> Health:
     """200 if Redis is reachable and keeps what it accepts; says nothing about workers."""
@@ -50,8 +52,8 @@ async def readyz(runtime: Process) -> Health:
     return Health()
 
 
-@router.get("/v1/status", summary="Workers, models and queues", dependencies=[Depends(get_owner)])
-async def status(runtime: Process) -> StatusReport:
+@router.get("/v1/status", summary="Workers, models and queues")
+async def status(runtime: Process, caller: AnyCaller) -> StatusReport:
     """What the workers that are alive can do, and how much waits for them."""
     snapshot = await read_snapshot(runtime.redis)
     workers = snapshot.alive
@@ -66,8 +68,8 @@ async def status(runtime: Process) -> StatusReport:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(runtime: Process) -> Response:
-    """Text format; the ledger's values are left out while Redis does not answer."""
+async def metrics(runtime: Process, caller: MetricsReader) -> Response:
+    """Text format; the ledger's values are left out while Redis does not answer. Keys need the scope metrics."""
     snapshot = None
     try:
         async with asyncio.timeout(SCRAPE_TIMEOUT_S):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.acceptance import accept_job, new_job_id
+from fastapi import Request
+
+from service.acceptance import accept_job
+from service.auth import Caller
 from service.delivery import Delivery
 from service.intake import Prepared
 from service.problems import JobLostError
 from service.runtime import Runtime
 from service.waiting import Watch, remaining_s, resume_after
-from worker.contract import idempotency_key
-from worker.ledger import NewJob, execute_async, read_job_async, unwatch
+from worker.ledger import NewJob, execute_async, new_job_id, read_job_async, unwatch
+from worker.logs import now_about
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,40 @@ class Submission:
             raise
 
 
-async def submit(runtime: Runtime, owner: str, delivery: Delivery, prepared: Prepared) -> Submission:
+async def submit(
+    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, prepared: Prepared
+) -> Submission:
     """Accept the job durably and wake a worker. Raises what `accept_job` raises."""
-    job = _new_job(runtime, owner, delivery, prepared)
+    job = _new_job(runtime, request.scope["erase.request_id"], caller, delivery, prepared)
     accepted = await accept_job(runtime, job, prepared.files)
     attached, job_id = accepted.status == "attached", accepted.subject
+    request.scope["erase.job_id"] = job_id
+    now_about(job_id=job_id)
     if not attached:
         runtime.spawn(runtime.wakeups.send(job_id, prepared.priority))
     return Submission(runtime, job_id, attached, delivery.last_event, prepared.timeout_s)
 
 
-def _new_job(runtime: Runtime, owner: str, delivery: Delivery, prepared: Prepared) -> NewJob:
+def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delivery, prepared: Prepared) -> NewJob:
     settings = runtime.settings
     waits = not delivery.respond_async or delivery.wait_s > 0
     return NewJob(
         id=new_job_id(),
-        owner=owner,
+        owner=caller.owner,
         priority=prepared.priority,
         request=prepared.request,
         timeout_ms=max(1, round(prepared.timeout_s * 1000)),
         result_ttl_ms=settings.result_ttl_s * 1000,
+        dead_ttl_ms=settings.dead_ttl_s * 1000,
+        listed_ms=round(settings.max_timeout_s + max(settings.result_ttl_s, settings.dead_ttl_s)) * 1000,
         max_open=settings.max_open_jobs,
+        max_open_pixels=settings.max_open_pixels or 0,
+        max_owner_open=caller.limits.open_jobs or 0,
         detached=delivery.respond_async,
-        idempotency_key=idempotency_key(owner, delivery.idempotency_key) if delivery.idempotency_key else "",
+        idempotency_key=delivery.record(caller.owner),
         body_hash=prepared.body_hash,
         service=runtime.service_id if waits else "",
+        request_id=request_id,
         trace=delivery.trace,
         wake_after_ms=round(settings.wake_after_s * 1000),
     )

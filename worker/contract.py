@@ -19,6 +19,7 @@ PREFIX = "erase:"
 WORKERS_KEY = f"{PREFIX}workers"
 OPEN_KEY = f"{PREFIX}open"
 DEAD_KEY = f"{PREFIX}dead"
+OPEN_PIXELS_KEY = f"{PREFIX}open_pixels"
 COUNTERS_KEY = f"{PREFIX}counters"
 SWEEPER_LOCK_KEY = f"{PREFIX}sweeper"
 
@@ -51,6 +52,16 @@ def replies_key(service_id: str) -> str:
 def image_key(sha256: str) -> str:
     """Claim check: the bytes of one uploaded image."""
     return f"{PREFIX}image:{sha256}"
+
+
+def owner_open_key(owner: str) -> str:
+    """Set of an owner's jobs that have not ended."""
+    return f"{PREFIX}owner:{owner}:open"
+
+
+def owner_jobs_key(owner: str) -> str:
+    """Sorted set of all jobs of an owner that may still be known, all with score 0: ids sort by time."""
+    return f"{PREFIX}owner:{owner}:jobs"
 
 
 def idempotency_key(owner: str, key: str) -> str:
@@ -264,15 +275,21 @@ PROBLEMS: dict[str, ProblemType] = {
     "unsupported-media-type": ProblemType(415, "The content type is not supported"),
     "too-large": ProblemType(413, "The request is too large"),
     "context-length": ProblemType(422, "The prompt does not fit into the model's context"),
+    "unreachable-image": ProblemType(422, "An image URL cannot be fetched"),
     "unknown-policy": ProblemType(422, "The pruning policy is not known here"),
     "unknown-model": ProblemType(404, "The model is not served here"),
     "unauthorized": ProblemType(401, "A valid API key is needed"),
+    "forbidden": ProblemType(403, "The API key does not allow that"),
     "not-found": ProblemType(404, "There is no such resource"),
     "method-not-allowed": ProblemType(405, "The method is not allowed here"),
     "gone": ProblemType(410, "The job's result has expired"),
     "cancelled": ProblemType(409, "The job was cancelled"),
     "idempotency-mismatch": ProblemType(422, "The Idempotency-Key was used with another body"),
+    "rate-limit": ProblemType(429, "Too many questions in this time"),
+    "too-many-requests": ProblemType(429, "Too many requests at once"),
+    "open-jobs-limit": ProblemType(429, "Too many jobs of this key are open"),
     "queue-full": ProblemType(503, "Too many jobs are open"),
+    "storage-full": ProblemType(503, "The store of jobs is full"),
     "unavailable": ProblemType(503, "Requests cannot be accepted now"),
     "deadline": ProblemType(504, "The deadline passed before the answer was ready"),
     "dead-letter": ProblemType(500, "The job failed repeatedly and was given up"),

@@ -37,6 +37,7 @@ from worker.errors import (
 from worker.failpoints import Failpoints
 from worker.leases import LeaseKeeper
 from worker.ledger import Job, execute
+from worker.logs import about
 from worker.metrics import WorkerMetrics
 from worker.policies import PolicyBook
 from worker.preparing import prepare_sequence
@@ -125,19 +126,25 @@ class JobRunner:
         if lease.tries > 1:
             self._metrics.redeliveries.inc()
         attempt = _Attempt(lease.job, lease.tries)
+        with about(request_id=lease.job.request_id, job_id=job_id, trace=lease.job.trace):
+            self._run(attempt)
+
+    def _run(self, attempt: _Attempt) -> None:
+        job = attempt.job
         with self._lock:
             self._attempts.add(attempt)
         try:
-            with self._keeper.hold(job_id, lease.job.attempt, attempt.lose):
+            with self._keeper.hold(job.id, job.attempt, attempt.lose):
                 result = self._work(attempt)
         except (RedisError, EmitStalledError) as error:
-            log.warning("job %s: Redis failed (%s); the sweeper will hand the job on", job_id, error)
+            log.warning("Redis failed (%s); the sweeper will hand the job on", type(error).__name__)
             result = "abandoned"
         finally:
             with self._lock:
                 self._attempts.discard(attempt)
-        self._metrics.jobs.labels(result, lease.job.priority.value).inc()
-        log.info("job %s attempt %d: %s", job_id, lease.job.attempt, result)
+        self._metrics.jobs.labels(result, job.priority.value).inc()
+        fields = {"attempt": job.attempt, "result": result, "ms": round(1000 * (time.monotonic() - attempt.started), 1)}
+        log.info("job %s", result, extra=fields)
         if result == "released":
             raise GiveBackError
 
@@ -187,7 +194,7 @@ class JobRunner:
         except EngineError as error:
             return Outcome(problem=problem("internal", str(error)))
         except Exception:
-            log.exception("job %s failed", attempt.job.id)
+            log.exception("the job failed unexpectedly")
             return Outcome(problem=problem("internal", "The worker failed on this request; it is logged there."))
 
     def _answer(self, attempt: _Attempt) -> Outcome:

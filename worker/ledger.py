@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import redis
 import redis.asyncio
@@ -33,6 +35,7 @@ from worker.contract import (
     events_key,
     gone_key,
     job_key,
+    owner_jobs_key,
     problem,
     queue_name,
 )
@@ -128,6 +131,7 @@ class Job:
     detached: bool
     plan: Plan | None
     outcome: Outcome | None
+    request_id: str
     trace: str
 
     @classmethod
@@ -148,13 +152,17 @@ class Job:
             detached=fields["detached"] == "1",
             plan=Plan.model_validate_json(fields["plan"]) if "plan" in fields else None,
             outcome=Outcome.model_validate_json(fields["outcome"]) if "outcome" in fields else None,
+            request_id=fields.get("request_id", ""),
             trace=fields.get("trace", ""),
         )
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """What `accept` needs to know. Durations in milliseconds; `service` is the process that waits, or empty."""
+    """What `accept` needs to know. Durations in milliseconds; `service` is the process that waits, or empty.
+
+    A bound of 0 is none. `listed_ms` is how long a job may live at most, so how long its owner's list knows it.
+    """
 
     id: str
     owner: str
@@ -163,10 +171,15 @@ class NewJob:
     timeout_ms: int
     result_ttl_ms: int
     max_open: int
+    max_open_pixels: int = 0
+    max_owner_open: int = 0
+    dead_ttl_ms: int = 86_400_000
+    listed_ms: int = 7_200_000
     detached: bool = False
     idempotency_key: str = ""
     body_hash: str = ""
     service: str = ""
+    request_id: str = ""
     trace: str = ""
     wake_after_ms: int = 5_000
     image_ttl_slack_ms: int = 3_600_000
@@ -174,10 +187,23 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Reply of `accept`: `status` is accepted, attached, mismatch, full or missing; `subject` the job id or image."""
+    """Reply of `accept`: `status` is accepted, attached, mismatch, full or missing.
+
+    `subject` is the job's id, the image that is missing, or what is full: jobs, pixels or owner.
+    """
 
     status: str
     subject: str
+
+
+def new_job_id() -> str:
+    """`job_` and 32 hex digits that sort by time: 48 bits of milliseconds, 80 random bits."""
+    return job_id_at(time.time()) + secrets.token_hex(10)
+
+
+def job_id_at(seconds: float) -> str:
+    """How the ids of this moment (Unix time) begin."""
+    return f"job_{int(seconds * 1000):012x}"
 
 
 def accept(job: NewJob) -> Transition[Accepted]:
@@ -193,11 +219,18 @@ def accept(job: NewJob) -> Transition[Accepted]:
         "timeout_ms": job.timeout_ms,
         "result_ttl_ms": job.result_ttl_ms,
         "image_ttl_ms": job.timeout_ms + job.image_ttl_slack_ms,
+        "dead_ttl_ms": job.dead_ttl_ms,
+        "listed_ms": job.listed_ms,
+        "forget_before": job_id_at(time.time() - job.listed_ms / 1000),
         "max_open": job.max_open,
+        "max_open_pixels": job.max_open_pixels,
+        "max_owner_open": job.max_owner_open,
+        "pixels": sum(image.width * image.height for image in job.request.images),
         "detached": "1" if job.detached else "0",
         "idem": job.idempotency_key,
         "body": job.body_hash,
         "service": job.service,
+        "request_id": job.request_id,
         "trace": job.trace,
         "wake_after_ms": job.wake_after_ms,
     }
@@ -292,6 +325,23 @@ def cancel(job_id: str) -> Transition[JobState | None]:
     return Transition("cancel", (job_id, _json(CANCELLED)), _state)
 
 
+def requeue(job_id: str, timeout_ms: int, image_ttl_ms: int) -> Transition[tuple[str, JobState | None]]:
+    """Open a dead-lettered job again, with a new deadline; its id, and what it already answered, stay.
+
+    Returns (status, state that holds): `ok`, `not-dead`, `gone` for an unknown job, `missing` if an image has expired.
+    """
+
+    def parse(reply: list[Any]) -> tuple[str, JobState | None]:
+        return _text(reply[0]), JobState(_text(reply[1])) if len(reply) > 1 else None
+
+    return Transition("requeue", (job_id, timeout_ms, image_ttl_ms), parse)
+
+
+def drop(job_id: str) -> Transition[JobState | None]:
+    """Forget a job that has ended; returns the state of one that has not, else None."""
+    return Transition("drop", (job_id,), _state)
+
+
 def expire(job_id: str) -> Transition[JobState | None]:
     """End an open job whose deadline has passed; returns the state that holds, None for an unknown job."""
     return Transition("expire", (job_id, _json(EXPIRED)), _state)
@@ -360,6 +410,78 @@ async def read_job_async(client: redis.asyncio.Redis, job_id: str) -> Job | None
     if not fields:
         return None
     return Job.from_fields({_text(name): _text(value) for name, value in fields.items()})
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a list tells of a job. Times are Unix milliseconds on Redis' clock; `problem` is its type's URN."""
+
+    id: str
+    owner: str
+    state: JobState
+    priority: Priority
+    attempt: int
+    accepted_ms: int
+    deadline_ms: int
+    finished_ms: int
+    problem: str | None
+
+    FIELDS: ClassVar = ("id", "owner", "state", "priority", "attempt", "accepted_ms", "deadline_ms", "finished_ms")
+
+    @classmethod
+    def from_values(cls, values: Sequence[Any]) -> JobSummary | None:
+        """Read `FIELDS` and the outcome of a job hash; None when the job has expired."""
+        if values[0] is None:
+            return None
+        texts = ["" if value is None else _text(value) for value in values]
+        fields = dict(zip(cls.FIELDS, texts, strict=False))
+        outcome = Outcome.model_validate_json(texts[-1]) if texts[-1] else Outcome()
+        return cls(
+            id=fields["id"],
+            owner=fields["owner"],
+            state=JobState(fields["state"]),
+            priority=Priority(fields["priority"]),
+            attempt=int(fields["attempt"]),
+            accepted_ms=int(fields["accepted_ms"]),
+            deadline_ms=int(fields["deadline_ms"]),
+            finished_ms=int(fields["finished_ms"] or 0),
+            problem=outcome.problem.type if outcome.problem else None,
+        )
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Jobs, newest first, and where the next page begins; None at the end."""
+
+    jobs: tuple[JobSummary, ...]
+    cursor: str | None
+
+
+async def list_jobs_async(client: redis.asyncio.Redis, owner: str, *, before: str | None, limit: int) -> JobPage:
+    """An owner's jobs that are older than the job `before`. Two round trips."""
+    newest = "+" if before is None else f"({before}"
+    found = await client.zrevrangebylex(owner_jobs_key(owner), newest, "-", start=0, num=limit)
+    ids = [_text(job_id) for job_id in found]
+    pipeline = client.pipeline(transaction=False)
+    _ask_summaries(pipeline, ids)
+    jobs = _summaries(await pipeline.execute() if ids else [])
+    return JobPage(jobs, ids[-1] if len(ids) == limit else None)
+
+
+def summarize(client: redis.Redis, job_ids: Sequence[str]) -> tuple[JobSummary, ...]:
+    """Those of these jobs that are still known, in order, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    _ask_summaries(pipeline, job_ids)
+    return _summaries(pipeline.execute() if job_ids else [])
+
+
+def _ask_summaries(pipeline: Any, job_ids: Sequence[str]) -> None:
+    for job_id in job_ids:
+        pipeline.hmget(job_key(job_id), [*JobSummary.FIELDS, "outcome"])
+
+
+def _summaries(replies: Sequence[Any]) -> tuple[JobSummary, ...]:
+    return tuple(job for values in replies if (job := JobSummary.from_values(values)) is not None)
 
 
 async def last_events_async(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[int | None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 
 from celery.signals import worker_shutting_down
 
 from erase import EraseError
 from worker.contract import Priority, queue_name
+from worker.logs import configure_logging
 from worker.runtime import WorkerRuntime
 from worker.settings import Settings
 
@@ -23,10 +23,7 @@ def run_worker(settings: Settings) -> int:
 
     Returns the exit status: 0 after a stop, 1 when the engine died, 2 when the worker cannot start.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("httpx").setLevel("WARNING")
+    configure_logging(settings)
     runtime = WorkerRuntime(settings)
     try:
         runtime.start()

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -19,6 +22,23 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 class SettingsError(Exception):
     """The environment is not a valid configuration; the message says which variable and why."""
+
+
+class Scope(StrEnum):
+    """What a key may do: ask questions and see its own jobs, see and end everybody's jobs, read metrics."""
+
+    ASK = "ask"
+    ADMIN = "admin"
+    METRICS = "metrics"
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key, known by the SHA-256 of its text (hex), with the owner that it stands for."""
+
+    owner: str
+    sha256: str
+    scopes: frozenset[Scope] = frozenset({Scope.ASK})
 
 
 class Settings(BaseSettings):
@@ -33,18 +53,53 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address that the service listens on; others need ERASE_API_KEYS")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port of the service")
-    api_keys: str = Field("", description="NAME:SHA256 pairs separated by commas; empty: no keys, loopback only")
+    api_keys: str = Field(
+        "", description="NAME:SHA256 or NAME:SHA256:SCOPE+SCOPE, separated by commas; no keys at all: loopback only"
+    )
+    api_keys_file: str | None = Field(
+        None, description="TOML file with more keys, scopes and limits per owner; read again when it changes"
+    )
+    key_requests_per_minute: Annotated[int | None, Field(ge=1)] = Field(
+        None, description="questions per owner and minute before 429; empty: any number"
+    )
+    key_concurrent_requests: Annotated[int | None, Field(ge=1)] = Field(
+        None, description="requests of an owner that one service process handles at once before 429"
+    )
+    key_open_jobs: Annotated[int | None, Field(ge=1)] = Field(
+        None, description="accepted jobs of an owner that have not ended before 429"
+    )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(64 * 2**20, description="largest request body")
     max_images: Annotated[int, Field(ge=1, le=64)] = Field(8, description="most images per request")
     max_image_bytes: Annotated[int, Field(ge=1024)] = Field(20 * 2**20, description="largest image file")
     max_image_pixels: Annotated[int, Field(ge=784)] = Field(50_000_000, description="largest width x height")
+    max_request_pixels: Annotated[int, Field(ge=784)] = Field(
+        100_000_000, description="width x height of a request's images together"
+    )
     min_image_side: Annotated[int, Field(ge=1)] = Field(28, description="smallest width or height in pixels")
     max_image_aspect: Annotated[float, Field(ge=1)] = Field(100.0, description="longest side : shortest side")
     max_prompt_chars: Annotated[int, Field(ge=1)] = Field(20_000, description="longest prompt in characters")
     timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="deadline of a request that names none")
     max_timeout_s: Annotated[float, Field(gt=0)] = Field(600.0, description="longest deadline a request may ask for")
     result_ttl_s: Annotated[int, Field(ge=10)] = Field(3600, description="how long finished jobs stay readable")
+    dead_ttl_s: Annotated[int, Field(ge=10)] = Field(
+        86_400, description="how long a dead-lettered job and its images stay, to be asked again"
+    )
     max_open_jobs: Annotated[int, Field(ge=1)] = Field(10_000, description="open jobs before 503 queue-full")
+    max_open_pixels: Annotated[int | None, Field(ge=784)] = Field(
+        None, description="width x height of all images of open jobs before 503 queue-full; empty: any number"
+    )
+    redis_headroom: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of Redis' maxmemory that uploads leave free: below it new requests get 503"
+    )
+    image_hosts: str = Field(
+        "", description="hosts (HOST, HOST:PORT or *.DOMAIN, separated by commas) whose http(s) image URLs are fetched"
+    )
+    image_networks: str = Field(
+        "", description="private networks (CIDR, separated by commas) that those hosts may be in; others are refused"
+    )
+    image_fetch_s: Annotated[float, Field(gt=0, le=120)] = Field(
+        10.0, description="time for all images of a request that are fetched"
+    )
 
     model: str = Field("demo", description="`demo`, a local folder, or a hub id (needs ERASE_MODEL_REVISION)")
     model_revision: str | None = Field(None, description="commit hash of a hub model")
@@ -97,12 +152,13 @@ class Settings(BaseSettings):
     worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(9101, description="its port; 0: any free one")
 
     failpoints: str = Field("", description="for tests only: NAME=kill pairs at which a worker kills itself")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
     @property
-    def key_owners(self) -> dict[str, str]:
-        """SHA-256 of a key (hex) -> its owner."""
-        return parse_api_keys(self.api_keys)
+    def keys_configured(self) -> bool:
+        """Whether a request needs a key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
 
     @field_validator("api_keys")
     @classmethod
@@ -112,8 +168,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if self.host not in LOOPBACK and not self.api_keys:
+        if self.host not in LOOPBACK and not self.keys_configured:
             raise ValueError(f"ERASE_HOST={self.host} is reachable from outside: set ERASE_API_KEYS as well")
+        if self.max_image_pixels > self.max_request_pixels:
+            raise ValueError("ERASE_MAX_IMAGE_PIXELS is larger than ERASE_MAX_REQUEST_PIXELS")
+        if self.image_networks and not self.image_hosts:
+            raise ValueError("ERASE_IMAGE_NETWORKS has no meaning without ERASE_IMAGE_HOSTS")
         if self.timeout_s > self.max_timeout_s:
             raise ValueError("ERASE_TIMEOUT_S is larger than ERASE_MAX_TIMEOUT_S")
         if self.policy == "none" and self.retention is not None:
@@ -121,16 +181,39 @@ class Settings(BaseSettings):
         return self
 
 
-def parse_api_keys(value: str) -> dict[str, str]:
-    """SHA-256 of a key (hex) -> its owner. A name may stand for several keys. Raises ValueError on anything else."""
-    keys: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in value.split(","))):
-        name, _, digest = pair.partition(":")
-        if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+def parse_api_keys(value: str) -> tuple[ApiKey, ...]:
+    """The keys of `ERASE_API_KEYS`. An owner may have several. Raises ValueError on anything else."""
+    keys: dict[str, ApiKey] = {}
+    for entry in filter(None, (part.strip() for part in value.split(","))):
+        owner, _, rest = entry.partition(":")
+        digest, colon, scopes = rest.partition(":")
+        if not is_owner(owner) or not is_sha256(digest):
             raise ValueError("expected NAME:SHA256 pairs separated by commas (make one with `erase-serve key NAME`)")
-        if keys.setdefault(digest, name) != name:
-            raise ValueError(f"{name} and {keys[digest]} have the same key: make one for each")
-    return keys
+        key = ApiKey(owner, digest, parse_scopes(scopes.split("+")) if colon else frozenset({Scope.ASK}))
+        if keys.setdefault(digest, key).owner != owner:
+            raise ValueError(f"{owner} and {keys[digest].owner} have the same key: make one for each")
+    return tuple(keys.values())
+
+
+def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
+    """The scopes of these names. Raises ValueError for an unknown one, or none at all."""
+    try:
+        scopes = frozenset(map(Scope, names))
+    except ValueError:
+        scopes = frozenset()
+    if not scopes:
+        raise ValueError(f"a key's scopes are one or more of {', '.join(Scope)}")
+    return scopes
+
+
+def is_owner(name: str) -> bool:
+    """Whether this may name the owner of a key."""
+    return bool(name) and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+
+
+def is_sha256(digest: str) -> bool:
+    """Whether this is a SHA-256 in lower-case hex."""
+    return len(digest) == 64 and not set(digest) - set("0123456789abcdef")
 
 
 def load_settings() -> Settings:

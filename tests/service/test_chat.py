@@ -134,7 +134,7 @@ def test_nothing_counts_as_an_answer_before_its_first_token(service: Service, wo
     body = {"model": "demo", "messages": QUESTION, "stream": True}
     with service.http.stream("POST", "/v1/chat/completions", json=body) as reply:
         job = worker.take()
-        assert reply.headers["x-request-id"] == job.id
+        assert reply.headers["content-location"] == f"/v1/jobs/{job.id}"
         worker.fail(job, problem("deadline", "too late"))
         events = [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line.startswith("data:")]
     assert [list(event) for event in events] == [["error"]]
@@ -166,7 +166,8 @@ def test_openais_client_does_not_send_a_failed_job_again(
         with pytest.raises(openai.APIStatusError) as failed:
             later.result()
     assert failed.value.status_code == status
-    assert failed.value.request_id == job.id
+    assert failed.value.response.headers["content-location"] == f"/v1/jobs/{job.id}"
+    assert failed.value.request_id == job.request_id
     assert worker.client.llen(queue_name(Priority.INTERACTIVE)) == 0
 
 

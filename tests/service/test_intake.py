@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from service.auth import ANONYMOUS, ApiKeys
+from service.auth import ANONYMOUS, KeyRing
 from service.delivery import read_delivery
 from service.images import ImageLimits, inspect
 from service.intake import Prepared, parse_form, parse_json, prepare
@@ -136,12 +136,13 @@ def test_a_malformed_event_id_is_refused() -> None:
 
 
 def test_without_keys_everybody_is_anonymous_and_with_keys_nobody() -> None:
-    assert ApiKeys({}).owner(None) == ANONYMOUS
+    assert KeyRing(Settings()).caller(None).owner == ANONYMOUS
     digest = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"  # of "key"
-    assert ApiKeys({digest: "ada"}).owner("key") == "ada"
+    keys = KeyRing(Settings(api_keys=f"ada:{digest}"))
+    assert keys.caller("key").owner == "ada"
     for wrong in (None, "", "Key", "key "):
         with pytest.raises(UnauthorizedError):
-            ApiKeys({digest: "ada"}).owner(wrong)
+            keys.caller(wrong)
 
 
 def test_priorities_are_those_of_the_contract() -> None:

@@ -39,6 +39,8 @@ from worker.contract import (
     idempotency_key,
     image_key,
     job_key,
+    owner_jobs_key,
+    owner_open_key,
     problem,
     queue_name,
     replies_key,
@@ -592,3 +594,98 @@ def test_whatever_the_order_a_job_ends_at_most_once(redis_server: EmbeddedRedis,
         max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
     AnyOrder.TestCase("runTest").runTest()
+
+
+class TestDeadLetters:
+    """What `erase-serve jobs` does with them."""
+
+    def bury(self, redis_client: redis.Redis, *, tokens: int = 0, image: bool = True) -> None:
+        if image:
+            redis_client.set(image_key(SHA), b"x", px=600_000)
+        job = keyed("job_1", request=JobRequest(prompt="?", images=(IMAGE,) if image else ()))
+        assert execute(redis_client, ledger.accept(job)).status == "accepted"
+        for attempt in range(1, 4):
+            taken = execute(redis_client, ledger.lease("job_1", f"w{attempt}", LEASE_MS, 3))
+            assert taken.job is not None
+            if attempt == 1:
+                for number in range(1, tokens + 1):
+                    data = TokenPayload(text="x", ids=(number,)).model_dump_json()
+                    assert execute(redis_client, ledger.emit("job_1", 1, number, EventType.TOKEN, data)).ok
+            redis_client.hset(job_key("job_1"), "lease_until_ms", 1)
+        assert execute(redis_client, ledger.sweep("job_1", 1000, 3)).subject == "dead"
+
+    def test_it_and_its_image_stay_longer_than_a_result(self, redis_client: redis.Redis) -> None:
+        self.bury(redis_client)
+        for key in (job_key("job_1"), image_key(SHA), events_key("job_1")):
+            assert redis_client.pttl(key) > 80_000_000, key
+        assert redis_client.zscore(DEAD_KEY, "job_1") is not None
+
+    @pytest.mark.parametrize("tokens", [0, 2])
+    def test_asked_again_it_goes_on_as_if_it_had_only_been_given_back(
+        self, redis_client: redis.Redis, tokens: int
+    ) -> None:
+        self.bury(redis_client, tokens=tokens)
+        assert execute(redis_client, ledger.requeue("job_1", 30_000, 99_000_000)) == ("ok", JobState.ACCEPTED)
+        assert redis_client.zcard(DEAD_KEY) == 0
+        assert redis_client.zcard(OPEN_KEY) == redis_client.scard(owner_open_key("ada")) == 1
+        assert redis_client.exists(gone_key("job_1")) == 0
+        for key in (job_key("job_1"), idempotency_key("ada", "k")):
+            assert redis_client.pttl(key) == -1, key
+        swept = execute(redis_client, ledger.sweep("job_1", 1000, 3))
+        assert swept.action == "wake"
+        taken = execute(redis_client, ledger.lease("job_1", "w9", LEASE_MS, 3))
+        assert taken.job is not None
+        assert (taken.tries, taken.job.attempt, taken.job.last_event) == (1, 4, tokens)
+        assert execute(redis_client, ledger.finish("job_1", 4, answer())).ok
+        events = ledger.read_events(redis_client, "job_1")
+        assert [event.seq for event in events] == list(range(1, tokens + 2))
+        assert events[-1].type is EventType.RESULT
+
+    def test_without_its_image_it_stays_dead(self, redis_client: redis.Redis) -> None:
+        self.bury(redis_client)
+        redis_client.delete(image_key(SHA))
+        assert execute(redis_client, ledger.requeue("job_1", 30_000, 1)) == ("missing", JobState.DEAD)
+
+    def test_only_a_dead_one_can_be_asked_again(self, redis_client: redis.Redis) -> None:
+        assert execute(redis_client, ledger.requeue("job_1", 1000, 1)) == ("gone", None)
+        execute(redis_client, ledger.accept(new_job()))
+        assert execute(redis_client, ledger.requeue("job_1", 1000, 1)) == ("not-dead", JobState.ACCEPTED)
+        execute(redis_client, ledger.cancel("job_1"))
+        assert execute(redis_client, ledger.requeue("job_1", 1000, 1)) == ("not-dead", JobState.CANCELLED)
+
+    def test_dropped_it_is_gone_for_its_owner_and_its_key_is_free(self, redis_client: redis.Redis) -> None:
+        self.bury(redis_client)
+        assert execute(redis_client, ledger.drop("job_1")) is None
+        assert redis_client.get(gone_key("job_1")) == b"ada"
+        left = {key.decode() for key in redis_client.keys("erase:*")}  # type: ignore[union-attr]
+        assert not {key for key in left if "job_1" in key} - {gone_key("job_1")}
+        assert redis_client.exists(idempotency_key("ada", "k"), DEAD_KEY, owner_jobs_key("ada")) == 0
+
+    def test_an_open_job_is_not_dropped(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        assert execute(redis_client, ledger.drop("job_1")) is JobState.ACCEPTED
+        assert redis_client.exists(job_key("job_1"))
+
+
+class TestOwnersList:
+    def test_it_is_newest_first_in_pages_and_forgets_what_is_too_old(
+        self, redis_client: redis.Redis, redis_url: str
+    ) -> None:
+        async def page(before: str | None, limit: int) -> ledger.JobPage:
+            client = redis.asyncio.Redis.from_url(redis_url)
+            async with client:
+                return await ledger.list_jobs_async(client, "ada", before=before, limit=limit)
+
+        old = ledger.job_id_at(time.time() - 7201) + "0" * 20
+        ids = [ledger.job_id_at(time.time() + offset) + "0" * 20 for offset in range(5)]
+        for job_id in [old, *ids]:
+            execute(redis_client, ledger.accept(new_job(job_id)))
+        first = asyncio.run(page(None, 3))
+        assert [job.id for job in first.jobs] == ids[:1:-1]
+        second = asyncio.run(page(first.cursor, 3))
+        assert [job.id for job in second.jobs] == ids[1::-1]
+        assert second.cursor is None
+
+    def test_an_expired_job_is_left_out(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        assert [job.id for job in ledger.summarize(redis_client, ["job_0", "job_1"])] == ["job_1"]

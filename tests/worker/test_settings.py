@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from worker.settings import Settings, SettingsError, load_settings, parse_api_keys
+from worker.settings import ApiKey, Scope, Settings, SettingsError, load_settings, parse_api_keys
 
 DIGEST = "ab" * 32
 
@@ -130,9 +130,10 @@ def test_a_refused_key_does_not_appear_in_the_message(monkeypatch: pytest.Monkey
 
 
 def test_api_keys_are_pairs_with_spaces_and_empty_parts_allowed() -> None:
-    assert parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32},") == {DIGEST: "ada", "cd" * 32: "bob"}
-    assert parse_api_keys("") == {}
+    keys = parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32}:metrics+admin,")
+    assert keys == (ApiKey("ada", DIGEST), ApiKey("bob", "cd" * 32, frozenset({Scope.ADMIN, Scope.METRICS})))
+    assert parse_api_keys("") == ()
 
 
 def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
-    assert parse_api_keys(f"ada:{DIGEST},ada:{'cd' * 32}") == {DIGEST: "ada", "cd" * 32: "ada"}
+    assert [key.owner for key in parse_api_keys(f"ada:{DIGEST},ada:{'cd' * 32}")] == ["ada", "ada"]

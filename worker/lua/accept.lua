@@ -16,7 +16,13 @@ if a.idem ~= '' then
     return {'attached', known[1]}
   end
 end
-if redis.call('ZCARD', OPEN) >= a.max_open then return {'full'} end
+if redis.call('ZCARD', OPEN) >= a.max_open then return {'full', 'jobs'} end
+if a.max_open_pixels > 0 and tonumber(redis.call('GET', OPEN_PIXELS) or 0) + a.pixels > a.max_open_pixels then
+  return {'full', 'pixels'}
+end
+if a.max_owner_open > 0 and redis.call('SCARD', owner_open_key(a.owner)) >= a.max_owner_open then
+  return {'full', 'owner'}
+end
 for _, sha256 in ipairs(a.images) do
   if redis.call('EXISTS', image_key(sha256)) == 0 then return {'missing', sha256} end
 end
@@ -26,13 +32,18 @@ end
 local deadline = now + a.timeout_ms
 redis.call('HSET', job_key(a.id), 'id', a.id, 'state', 'accepted', 'owner', a.owner, 'version', a.version,
   'priority', a.priority, 'queue', a.queue, 'request', a.request, 'accepted_ms', now, 'deadline_ms', deadline,
-  'result_ttl_ms', a.result_ttl_ms, 'detached', a.detached, 'idem', a.idem,
-  'attempt', 0, 'released', 0, 'wakes', 0, 'seq', 0, 'trace', a.trace)
+  'result_ttl_ms', a.result_ttl_ms, 'dead_ttl_ms', a.dead_ttl_ms, 'detached', a.detached, 'idem', a.idem,
+  'pixels', a.pixels,
+  'attempt', 0, 'released', 0, 'wakes', 0, 'seq', 0, 'request_id', a.request_id, 'trace', a.trace)
 if a.idem ~= '' then
   redis.call('HSET', a.idem, 'job', a.id, 'body', a.body)
   redis.call('PERSIST', a.idem)
 end
-redis.call('ZADD', OPEN, now + a.wake_after_ms, a.id)
+open(a.id, a.owner, a.pixels, now + a.wake_after_ms)
+local jobs = owner_jobs_key(a.owner)
+redis.call('ZREMRANGEBYLEX', jobs, '-', '(' .. a.forget_before)
+redis.call('ZADD', jobs, 0, a.id)
+redis.call('PEXPIRE', jobs, a.listed_ms)
 redis.call('HINCRBY', COUNTERS, 'accepted', 1)
 watch(a.id)
 return {'accepted', a.id}

@@ -1,6 +1,8 @@
 -- Shared by all transitions: time, keys, appending events, closing a job. Prepended to each script.
 local PREFIX = 'erase:'
 local OPEN = PREFIX .. 'open'
+local OPEN_PIXELS = PREFIX .. 'open_pixels'
+local DEAD = PREFIX .. 'dead'
 local COUNTERS = PREFIX .. 'counters'
 local REPLIES_KEPT = 20000
 local REPLIES_TTL_MS = 3600000
@@ -16,8 +18,26 @@ local function events_key(id) return PREFIX .. 'events:' .. id end
 local function watchers_key(id) return PREFIX .. 'watchers:' .. id end
 local function image_key(sha256) return PREFIX .. 'image:' .. sha256 end
 
+local function gone_key(id) return PREFIX .. 'gone:' .. id end
+local function owner_open_key(owner) return PREFIX .. 'owner:' .. owner .. ':open' end
+local function owner_jobs_key(owner) return PREFIX .. 'owner:' .. owner .. ':jobs' end
+
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 local function number(id, name) return tonumber(field(id, name) or '0') end
+
+-- An open job counts against its owner and the deployment, its images' pixels against the deployment.
+local function open(id, owner, pixels, at)
+  redis.call('ZADD', OPEN, at, id)
+  redis.call('SADD', owner_open_key(owner), id)
+  if pixels > 0 then redis.call('INCRBY', OPEN_PIXELS, pixels) end
+end
+
+-- Counted back once: a job accepted by a service that did not count it yet is not in the set.
+local function uncount(id)
+  if redis.call('SREM', owner_open_key(field(id, 'owner')), id) == 1 and number(id, 'pixels') > 0 then
+    redis.call('DECRBY', OPEN_PIXELS, number(id, 'pixels'))
+  end
+end
 
 -- When `open` is to be looked at again: never after the deadline, or a renewed lease would keep a job open for ever.
 local function check_at(id, at) redis.call('ZADD', OPEN, math.min(at, number(id, 'deadline_ms')), id) end
@@ -38,23 +58,34 @@ end
 
 -- The only way into a final state: state, outcome, final event, notice and expiry in one step.
 local function close(id, state, type, outcome)
+  local ttl = number(id, 'result_ttl_ms')
+  if state == 'dead' then ttl = math.max(ttl, number(id, 'dead_ttl_ms')) end
   redis.call('HSET', job_key(id), 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   append(id, type, outcome)
   notify(id)
   redis.call('ZREM', OPEN, id)
-  local ttl = number(id, 'result_ttl_ms')
+  uncount(id)
   redis.call('PEXPIRE', job_key(id), ttl)
   redis.call('PEXPIRE', events_key(id), ttl)
   redis.call('PEXPIRE', watchers_key(id), ttl)
   local idem = field(id, 'idem')
   if idem and idem ~= '' then redis.call('PEXPIRE', idem, ttl) end
-  redis.call('SET', PREFIX .. 'gone:' .. id, field(id, 'owner'), 'PX', ttl + 7 * 24 * 3600 * 1000)
+  redis.call('SET', gone_key(id), field(id, 'owner'), 'PX', ttl + 7 * 24 * 3600 * 1000)
   redis.call('HINCRBY', COUNTERS, 'finished:' .. state, 1)
 end
 
+local function image_keys(id)
+  local keys = {}
+  for _, image in ipairs(cjson.decode(field(id, 'request')).images) do table.insert(keys, image_key(image.sha256)) end
+  return keys
+end
+
+-- A dead letter stays, with its images, until somebody has looked at it; `dead` remembers until when.
 local function bury(id, outcome)
-  redis.call('ZADD', PREFIX .. 'dead', now_ms(), id)
   close(id, 'dead', 'error', outcome)
+  local ttl = redis.call('PTTL', job_key(id))
+  redis.call('ZADD', DEAD, now_ms() + ttl, id)
+  for _, key in ipairs(image_keys(id)) do redis.call('PEXPIRE', key, ttl, 'GT') end
 end
 
 -- Attempts that count against the limit: a worker that drains gives its attempt back.

@@ -1,0 +1,183 @@
+"""What keeps a deployment from taking in more than it can hold: limits per owner, queue, pixels, memory."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
+from worker.contract import OPEN_PIXELS_KEY, JobState, owner_open_key
+
+LATER = {"Prefer": "respond-async"}
+
+
+def kind(reply: httpx.Response) -> str:
+    return str(reply.json()["type"]).rsplit(":", 1)[-1]
+
+
+def refused(reply: httpx.Response, status: int, problem: str) -> None:
+    assert (reply.status_code, kind(reply)) == (status, problem), reply.text
+    assert int(reply.headers["Retry-After"]) >= 1
+
+
+@pytest.fixture
+def limited(redis_url: str, request: pytest.FixtureRequest) -> Iterator[Service]:
+    with running_service(make_settings(redis_url, **request.param)) as service:
+        yield service
+
+
+def limits(**settings: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("limited", [settings], indirect=True, ids=[""])
+
+
+@limits(key_requests_per_minute=3)
+def test_an_owner_asks_so_often_a_minute_and_is_told_when_to_come_again(limited: Service) -> None:
+    replies = [limited.ask(headers=LATER) for _ in range(4)]
+    assert [reply.status_code for reply in replies[:3]] == [202] * 3
+    refused(replies[3], 429, "rate-limit")
+    assert int(replies[3].headers["Retry-After"]) <= 61
+    assert limited.http.get("/v1/jobs").status_code == 200
+    refused_chat = limited.http.post("/v1/chat/completions", json={})
+    assert refused_chat.status_code == 429
+    assert refused_chat.json()["error"]["type"] == "rate_limit_error"
+    assert int(refused_chat.headers["Retry-After"]) >= 1
+
+
+@limits(key_requests_per_minute=1)
+def test_all_processes_count_the_rate_together(limited: Service, redis_url: str) -> None:
+    assert limited.ask(headers=LATER).status_code == 202
+    with running_service(make_settings(redis_url, key_requests_per_minute=1)) as other:
+        refused(other.ask(headers=LATER), 429, "rate-limit")
+
+
+@limits(key_concurrent_requests=2)
+def test_so_many_requests_of_an_owner_are_answered_at_once(limited: Service, worker: FakeWorker) -> None:
+    waiting = [limited.later(limited.ask) for _ in range(2)]
+    jobs = [worker.take() for _ in waiting]
+    refused(limited.ask(), 429, "too-many-requests")
+    worker.succeed(jobs[0])
+    until(lambda: any(one.done() for one in waiting), "an answer")
+    third = limited.later(limited.ask)
+    for job in (jobs[1], worker.take()):
+        worker.succeed(job)
+    assert {one.result().status_code for one in [*waiting, third]} == {200}
+    assert limited.app.state.runtime.admission._requests == {}
+
+
+@limits(key_concurrent_requests=1)
+def test_a_stream_counts_until_it_ends_or_its_client_leaves(limited: Service, worker: FakeWorker) -> None:
+    with limited.http.stream("POST", "/v1/ask", json={"prompt": "?", "stream": True}) as stream:
+        worker.take()
+        assert stream.status_code == 200
+        refused(limited.http.get("/v1/jobs"), 429, "too-many-requests")
+    until(lambda: limited.http.get("/v1/jobs").status_code == 200, "the end of the stream")
+
+
+@limits(key_open_jobs=2)
+def test_so_many_jobs_of_an_owner_are_open(limited: Service, worker: FakeWorker) -> None:
+    first, second = (limited.ask(headers={**LATER, "Idempotency-Key": key}) for key in "ab")
+    refused(limited.ask(headers=LATER), 429, "open-jobs-limit")
+    attached = limited.ask(headers={**LATER, "Idempotency-Key": "a"})
+    assert attached.json()["id"] == first.json()["id"]
+    worker.succeed(worker.take())
+    assert limited.ask(headers=LATER).status_code == 202
+    assert limited.http.delete(f"/v1/jobs/{second.json()['id']}").status_code == 200
+    assert limited.ask(headers=LATER).status_code == 202
+    assert worker.client.scard(owner_open_key("anonymous")) == 2
+
+
+@limits(max_open_jobs=1)
+def test_the_queue_has_a_bound_and_a_full_one_is_not_given_bodies(limited: Service, redis_client: redis.Redis) -> None:
+    assert limited.ask(headers=LATER).status_code == 202
+    reply = limited.http.post("/v1/ask", files={"image": picture()}, data={"prompt": "?"})
+    refused(reply, 503, "queue-full")
+    assert redis_client.keys("erase:image:*") == []
+
+
+@limits(max_open_jobs=1)
+def test_the_ledger_keeps_the_bound_where_two_ask_at_the_same_moment(
+    limited: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fits(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(limited.app.state.runtime.admission, "_is_known_or_fits", fits)
+    assert limited.ask(headers=LATER).status_code == 202
+    refused(limited.ask(headers=LATER), 503, "queue-full")
+
+
+@limits(max_open_pixels=10_000)
+def test_the_images_of_open_jobs_have_a_budget(limited: Service, worker: FakeWorker) -> None:
+    def ask(width: int) -> httpx.Response:
+        return limited.http.post("/v1/ask", files={"image": picture(width, 100)}, data={"prompt": "?"}, headers=LATER)
+
+    assert ask(60).status_code == 202
+    refused(ask(50), 503, "queue-full")
+    assert ask(40).status_code == 202
+    assert worker.client.get(OPEN_PIXELS_KEY) == b"10000"
+    for _ in range(2):
+        worker.succeed(worker.take())
+    assert worker.client.get(OPEN_PIXELS_KEY) == b"0"
+    assert ask(50).status_code == 202
+
+
+@limits(max_request_pixels=5_000, max_image_pixels=5_000)
+def test_the_images_of_a_request_have_a_budget(limited: Service) -> None:
+    files = [("image", picture(60, 60)), ("image", picture(50, 50))]
+    reply = limited.http.post("/v1/ask", files=files, data={"prompt": "?"})
+    assert (reply.status_code, kind(reply)) == (413, "too-large")
+    assert limited.http.post("/v1/ask", files=files[:1], data={"prompt": "?"}, headers=LATER).status_code == 202
+
+
+def test_uploads_leave_redis_its_headroom(service: Service, redis_client: redis.Redis) -> None:
+    memory: Any = redis_client.info("memory")
+    redis_client.config_set("maxmemory", memory["used_memory"] + 5 * 2**20)
+    try:
+        file = {"image": picture(64, 48) + bytes(8 * 2**20)}
+        refused(service.http.post("/v1/ask", files=file, data={"prompt": "?"}), 503, "storage-full")
+        assert service.ask(headers=LATER).status_code == 202
+    finally:
+        redis_client.config_set("maxmemory", 0)
+
+
+def test_a_redis_that_is_full_all_the_same_refuses(
+    service: Service, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fits(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(service.app.state.runtime.admission._memory, "check", fits)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        refused(service.http.post("/v1/ask", files={"image": picture()}, data={"prompt": "?"}), 503, "storage-full")
+        refused(service.ask(), 503, "storage-full")
+    finally:
+        redis_client.config_set("maxmemory", 0)
+
+
+@limits(max_open_jobs=1)
+def test_a_refusal_comes_before_a_slow_upload_has_ended(limited: Service) -> None:
+    """Its 20 MB are announced; none of them needs to arrive."""
+    limited.ask(headers=LATER)
+
+    started = time.perf_counter()
+    url = limited.http.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=5) as raw:
+        raw.sendall(
+            b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 20000000\r\n\r\n{"
+        )
+        assert raw.recv(64).startswith(b"HTTP/1.1 503")
+    assert time.perf_counter() - started < 2
+
+
+def test_a_job_that_ended_twice_counts_back_once(service: Service, worker: FakeWorker) -> None:
+    job_id = service.ask(headers=LATER).json()["id"]
+    for _ in range(2):
+        assert service.http.delete(f"/v1/jobs/{job_id}").json()["state"] == JobState.CANCELLED
+    assert worker.client.scard(owner_open_key("anonymous")) == 0
