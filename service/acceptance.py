@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.admission import JOBS_FULL, PIXELS_FULL
+from service.admission import JOBS_FULL, MEMORY_FULL, PIXELS_FULL
 from service.durability import Confirmation
 from service.problems import (
     IdempotencyMismatchError,
@@ -34,6 +34,14 @@ _ATTEMPTS = 2
 _ABANDON_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
 
 
+async def attach_job(runtime: Runtime, job: NewJob) -> Accepted | None:
+    """Attach to the job that the Idempotency-Key stands for, before anything is fetched or stored.
+
+    A new question whose images are stored already is accepted; None if they are not. Raises what `accept_job` raises.
+    """
+    return await _accepted(runtime, job, await runtime.durability.ensure())
+
+
 async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) -> Accepted:
     """Accept a job durably; the reply's status is accepted or attached.
 
@@ -41,34 +49,42 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     `UnavailableError`; then the job does not run.
     """
     confirmation = await runtime.durability.ensure()
+    await runtime.admission.take_memory(sum(map(len, files.values())))
     for _ in range(_ATTEMPTS):
         try:
             await _store_images(runtime, files)
         except RedisError as error:
             logger.error("images cannot be stored: %s", type(error).__name__)
             raise _refused(error) from None
-        accepted, confirmed = await _accept_surely(runtime, job, confirmation)
         # An image can expire between storing and accepting: store it once more.
-        if accepted.status != "missing":
-            break
+        if (accepted := await _accepted(runtime, job, confirmation)) is not None:
+            runtime.metrics.image_bytes.inc(sum(map(len, files.values())))
+            return accepted
+    raise UnavailableError("An image vanished before the job was accepted.")
+
+
+async def _accepted(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> Accepted | None:
+    """The reply of `accept`, None if an image is missing. Raises what `accept_job` raises."""
+    accepted, confirmed = await _accept_surely(runtime, job, confirmation)
+    if accepted.status == "full" and accepted.subject != "jobs" and await runtime.admission.recount(job.owner):
+        accepted, confirmed = await _accept_surely(runtime, job, confirmation)
     match accepted.status:
         case "mismatch":
             raise IdempotencyMismatchError("The Idempotency-Key was already used with another body.")
         case "full":
             raise _full(accepted.subject)
         case "missing":
-            raise UnavailableError("An image vanished before the job was accepted.")
+            return None
     if not confirmed and accepted.status == "accepted":
         logger.error("an accepted job was not confirmed on disk and is taken back")
         await _abandon(runtime, job)
         raise UnavailableError("The job could not be stored safely.")
-    runtime.metrics.image_bytes.inc(sum(len(data) for data in files.values()))
     return accepted
 
 
 def _refused(error: RedisError) -> ServiceError:
     if isinstance(error, OutOfMemoryError):
-        return StorageFullError("The store of jobs has no room for another request at the moment.")
+        return StorageFullError(MEMORY_FULL)
     return UnavailableError("The request could not be stored at the moment.")
 
 
@@ -133,9 +149,7 @@ async def _abandon(runtime: Runtime, job: NewJob) -> None:
     """Take back a job whose client was refused; its key must not stand for it, so that a retry starts afresh."""
     for pause in _ABANDON_PAUSES_S:
         try:
-            state = await execute_async(runtime.redis, cancel(job.id))
-            if state is not None and job.idempotency_key:
-                await runtime.redis.delete(job.idempotency_key)
+            await execute_async(runtime.redis, cancel(job.id, forget=True))
             return
         except (RedisError, OSError):
             await asyncio.sleep(pause)

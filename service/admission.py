@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, OutOfMemoryError
 from starlette.datastructures import Headers
 
 from service.auth import Caller
@@ -20,10 +21,12 @@ from service.problems import (
     OpenJobsLimitError,
     QueueFullError,
     RateLimitError,
+    ServiceError,
     StorageFullError,
     TooManyRequestsError,
 )
 from worker.contract import OPEN_KEY, OPEN_PIXELS_KEY, PREFIX, owner_open_key
+from worker.ledger import execute_async, recount
 
 if TYPE_CHECKING:
     from limits.aio.strategies import RateLimiter
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 MEMORY_GOOD_FOR_S = 0.5
+RECOUNT_EVERY_S = 5.0
+"""Between two looks whether counts that refuse somebody are right."""
 
 
 class Admission:
@@ -40,9 +45,9 @@ class Admission:
         self._client = client
         self._settings = settings
         self._requests: Counter[str] = Counter()
-        self._uploads = 0
         self._memory = _Memory(client)
         self._rates: RateLimiter | None = None
+        self._recounted: dict[str, float] = {}
 
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
@@ -58,25 +63,29 @@ class Admission:
             if not self._requests[caller.owner]:
                 del self._requests[caller.owner]
 
-    @asynccontextmanager
-    async def question(self, caller: Caller, headers: Headers, record: str) -> AsyncIterator[None]:
-        """Admit a question with this idempotency record (or none); the block reads it and has it accepted.
+    async def question(self, caller: Caller, headers: Headers, record: str) -> None:
+        """Admit a question with this idempotency record (or none), before its body is read.
 
         Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError` or `StorageFullError`, and `RedisError`.
         """
         await self._check_rate(caller)
-        size = self._announced(headers)
-        self._uploads += size
-        try:
-            if not await self._is_known_or_fits(caller, record):
-                await self._memory.check(self._uploads, self._settings.redis_headroom)
-            yield
-        finally:
-            self._uploads -= size
+        if not await self._is_known_or_fits(caller, record):
+            length = headers.get("content-length", "")
+            await self._memory.check(int(length) if length.isdigit() else 0, self._settings.redis_headroom)
 
-    def _announced(self, headers: Headers) -> int:
-        length, most = headers.get("content-length", ""), self._settings.max_body_bytes
-        return min(int(length), most) if length.isdigit() else most
+    async def take_memory(self, size: int) -> None:
+        """These bytes will be stored in Redis. Raises `StorageFullError` unless they leave the headroom free."""
+        await self._memory.check(size, self._settings.redis_headroom)
+        self._memory.taken += size
+
+    async def recount(self, owner: str) -> bool:
+        """Count open jobs anew, now and then, before somebody is refused; whether it was done."""
+        now = time.monotonic()
+        if now - self._recounted.get(owner, float("-inf")) < RECOUNT_EVERY_S:
+            return False
+        self._recounted[owner] = now
+        await execute_async(self._client, recount(owner))
+        return True
 
     async def _check_rate(self, caller: Caller) -> None:
         most = caller.limits.requests_per_minute
@@ -87,7 +96,11 @@ class Admission:
         if self._rates is None:
             self._rates = _rate_limiter(self._client)
         rate = RateLimitItemPerMinute(most)
-        if not await self._rates.hit(rate, caller.owner):
+        try:
+            admitted = await self._rates.hit(rate, caller.owner)
+        except OutOfMemoryError:
+            raise StorageFullError(MEMORY_FULL) from None
+        if not admitted:
             window = await self._rates.get_window_stats(rate, caller.owner)
             wait = max(1, math.ceil(window.reset_time - time.time()))
             raise RateLimitError(f"This key may ask {most} questions a minute.", retry_after_s=wait)
@@ -104,14 +117,21 @@ class Admission:
             return True
         if open_jobs >= self._settings.max_open_jobs:
             raise QueueFullError(JOBS_FULL)
-        if caller.limits.open_jobs is not None and own >= caller.limits.open_jobs:
-            raise OpenJobsLimitError(f"As many jobs of this key are open as it may have: {caller.limits.open_jobs}.")
-        if self._settings.max_open_pixels is not None and int(pixels or 0) >= self._settings.max_open_pixels:
-            raise QueueFullError(PIXELS_FULL)
+        problem = self._too_many(caller, own, int(pixels or 0))
+        if problem is not None and not await self.recount(caller.owner):
+            raise problem
         return False
+
+    def _too_many(self, caller: Caller, own: int, pixels: int) -> ServiceError | None:
+        if caller.limits.open_jobs is not None and own >= caller.limits.open_jobs:
+            return OpenJobsLimitError(f"As many jobs of this key are open as it may have: {caller.limits.open_jobs}.")
+        if self._settings.max_open_pixels is not None and pixels >= self._settings.max_open_pixels:
+            return QueueFullError(PIXELS_FULL)
+        return None
 
 
 JOBS_FULL = "As many jobs are open as this deployment allows."
+MEMORY_FULL = "The store of jobs has no room for another request at the moment."
 PIXELS_FULL = "The images of the open jobs are as large as this deployment allows."
 
 
@@ -138,12 +158,21 @@ class _Memory:
         self._client = client
         self._used = self._most = 0
         self._read_at = float("-inf")
+        self.taken = 0
+        """Bytes stored since `used` was read."""
 
-    async def check(self, uploads: int, headroom: float) -> None:
+    async def check(self, size: int, headroom: float) -> None:
         """Raises `StorageFullError` if these bytes leave less than the headroom; without maxmemory they never do."""
         if time.monotonic() - self._read_at > MEMORY_GOOD_FOR_S:
-            memory = await self._client.info("memory")
-            self._used, self._most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
             self._read_at = time.monotonic()
-        if self._most and self._used + uploads > self._most * (1 - headroom):
-            raise StorageFullError("The store of jobs has no room for another request at the moment.")
+            await self._read()
+        if self._most and self._used + self.taken + size > self._most * (1 - headroom):
+            raise StorageFullError(MEMORY_FULL)
+
+    async def _read(self) -> None:
+        try:
+            memory = await self._client.info("memory")
+        except NoPermissionError:
+            return  # then Redis itself refuses what does not fit
+        self._used, self._most = int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0))
+        self.taken = 0

@@ -19,7 +19,7 @@ from service import openapi
 from service.access import Asker
 from service.delivery import Delivery, read_delivery
 from service.events import EventStream, answer_body, event_stream
-from service.intake import Ask, AskOptions, parse_form, parse_json, prepare
+from service.intake import Ask, AskOptions, parse_form, parse_json
 from service.problems import (
     InvalidRequestError,
     JobLostError,
@@ -53,18 +53,16 @@ _MOST_FIELDS = 64
 async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     """Answer in the response, in a stream of events, or later under `/v1/jobs/{id}`."""
     delivery = read_delivery(request.headers)
-    async with runtime.admission.question(caller, request.headers, delivery.record(caller.owner)):
-        question = await runtime.fetcher.fetch(await read_question(request, runtime.settings))
-        workers = await runtime.workers.alive()
-        prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
-        submission = await submit(runtime, request, caller, delivery, prepared)
+    await runtime.admission.question(caller, request.headers, delivery.record(caller.owner))
+    question = await read_question(request, runtime.settings)
+    submission = await submit(runtime, request, caller, delivery, question)
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)
     watch = await submission.watch()
     if delivery.respond_async:
         return await _answer_or_accepted(request, runtime, watch, job_id, delivery)
-    if prepared.stream or delivery.events:
+    if submission.streams:
         return EventStream(event_stream(watch, job_id), job_id)
     return await _answer(request, watch, job_id)
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from service.problems import ForbiddenError, UnauthorizedError
-from worker.settings import ApiKey, Scope, Settings, is_owner, is_sha256, parse_api_keys, parse_scopes
+from worker.settings import ANONYMOUS, ApiKey, Scope, Settings, is_owner, is_sha256, parse_api_keys, parse_scopes
 
 logger = logging.getLogger("erase.service")
 
-ANONYMOUS = "anonymous"
 LOOK_EVERY_S = 1.0
 _LIMITS = ("requests_per_minute", "concurrent_requests", "open_jobs")
 
@@ -85,6 +84,7 @@ class KeyRing:
         self._path = Path(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._looked_at = time.monotonic()
         self._state = self._file_state()
+        self._failed: tuple[int, int, int] | None = None
         self._keys = self._read()
 
     def caller(self, key: str | None) -> Caller:
@@ -102,12 +102,14 @@ class KeyRing:
         state = self._file_state()
         if state == self._state:
             return
-        self._state = state
         try:
             self._keys = self._read()
         except (OSError, ValueError) as error:
-            logger.error("the keys stay as they were: %s", error)
+            if state != self._failed:
+                logger.error("the keys stay as they were: %s", error)
+            self._failed = state
         else:
+            self._state, self._failed = state, None
             logger.info("the keys were read again")
 
     def _file_state(self) -> tuple[int, int, int] | None:
@@ -130,6 +132,8 @@ def read_keys_file(path: Path, default: OwnerLimits) -> tuple[list[ApiKey], dict
     """Keys and limits of a TOML file: one table for each owner. Raises ValueError or OSError."""
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
+        if not tables:
+            raise ValueError("it names no owner")  # perhaps it is just being written
         keys: list[ApiKey] = []
         limits = {}
         for owner, table in tables.items():

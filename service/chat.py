@@ -28,7 +28,6 @@ from service.chat_answer import (
 from service.chat_request import ChatRequest, parse_chat
 from service.delivery import read_delivery
 from service.events import KEEP_ALIVE_S, EventStream
-from service.intake import prepare
 from service.problems import (
     ServiceError,
     UnknownModelError,
@@ -70,17 +69,14 @@ async def get_model(name: str, runtime: Process, caller: JobsCaller) -> Model:
 async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Response:
     """OpenAI's chat completion, or with `stream` its chunks; `erase` says what pruning saved."""
     delivery = read_delivery(request.headers).here_and_now()
-    async with runtime.admission.question(caller, request.headers, delivery.record(caller.owner)):
-        body = await _read_json(request)
-        chat, question = await asyncio.to_thread(parse_chat, body)
-        workers = await runtime.workers.alive()
-        _check_model(chat.model, workers)
-        question = await runtime.fetcher.fetch(question)
-        prepared = await asyncio.to_thread(prepare, question, runtime.settings, workers)
-        submission = await submit(runtime, request, caller, delivery, prepared)
+    await runtime.admission.question(caller, request.headers, delivery.record(caller.owner))
+    body = await _read_json(request)
+    chat, question = await asyncio.to_thread(parse_chat, body)
+    _check_model(chat.model, await runtime.workers.alive())
+    submission = await submit(runtime, request, caller, delivery, question)
     job_id = submission.job_id
     watch = await submission.watch()
-    if prepared.stream:
+    if question.stream:
         return EventStream(_chunks(watch, job_id, chat), job_id)
     with watch:
         outcome = await unless_client_leaves(request.receive, watch.outcome())

@@ -9,6 +9,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from worker.contract import JobState
 from worker.settings import Scope, SettingsError, is_owner, load_settings
 
@@ -45,11 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser("jobs", help="list, show, requeue and drop jobs of the ledger")
     jobs.add_argument(
         "--stack",
-        default=".erase",
-        help="state folder of `erase-serve up`; not used with ERASE_REDIS_URL (%(default)s)",
+        help="state folder of a running `erase-serve up` (default: ERASE_REDIS_URL, or the stack in .erase)",
     )
     _add_job_actions(jobs)
     config = commands.add_parser("config", help="check the settings")
+    config.add_argument("--stack", help="state folder of a running `erase-serve up`, as for jobs")
     config.add_argument("action", choices=["check"], help="say what is wrong, and what the settings amount to")
     key = commands.add_parser("key", help="make an API key and the ERASE_API_KEYS entry that admits it")
     key.add_argument("name", help="owner of the key, for example a product backend's name")
@@ -72,7 +74,7 @@ def _add_job_actions(parser: argparse.ArgumentParser) -> None:
     again = actions.add_parser("requeue", help="ask dead letters again, under the same id")
     again.add_argument("job", nargs="*", help="ids; none with --all")
     again.add_argument("--all", action="store_true", help="every dead letter")
-    again.add_argument("--timeout-s", type=float, help="their new deadline (default: ERASE_TIMEOUT_S)")
+    again.add_argument("--timeout-s", type=float, help="their new deadline (default: ERASE_MAX_TIMEOUT_S)")
     forget = actions.add_parser("drop", help="forget jobs: open ones are cancelled, the rest is deleted")
     forget.add_argument("job", nargs="+", help="ids")
 
@@ -83,25 +85,34 @@ def _with_settings(options: argparse.Namespace) -> int:
     except SettingsError as error:
         print(f"erase-serve: {error}", file=sys.stderr)
         return 2
-    if options.command == "config":
-        from service.config_check import check
-
-        return check(settings)
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
-    from service import jobs_command
-    from service.stack import REDIS_URL_FILE
+    from service import config_check, jobs_command
+    from service.stack import find_redis
 
-    url = settings.redis_url
-    known = Path(options.stack) / REDIS_URL_FILE
-    if "ERASE_REDIS_URL" not in os.environ and known.is_file():
-        url = known.read_text()
+    url = find_redis(settings, Path(options.stack) if options.stack else None)
+    if url is None and options.stack:
+        print(f"erase-serve: no stack runs in {options.stack}", file=sys.stderr)
+        return 2
+    if options.command == "config":
+        return config_check.check(settings, url)
+    if url is None:
+        print("erase-serve: set ERASE_REDIS_URL, or name the folder of a running stack with --stack", file=sys.stderr)
+        return 2
     try:
-        with redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=3) as client:
+        # No retries: a command that took effect although its reply was lost must not be told as refused.
+        retry = Retry(NoBackoff(), 0)
+        with redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=3, retry=retry) as client:
             return jobs_command.run(options, settings, client)
-    except (redis.RedisError, ValueError) as error:
+    except ValidationError:
+        print("erase-serve: a job was written by a version that this one does not know", file=sys.stderr)
+    except redis.RedisError as error:
         print(f"erase-serve: the Redis of the deployment cannot be used: {error}", file=sys.stderr)
-        return 1
+    except ValueError:
+        print("erase-serve: the Redis of the deployment cannot be used: its URL cannot be read", file=sys.stderr)
+    return 1
 
 
 def _make_key(name: str, scopes: list[str] | None) -> int:

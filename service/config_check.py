@@ -18,11 +18,14 @@ from service.auth import KeyRing
 from service.durability import Durability
 from service.fetching import ImageFetcher
 from service.problems import UnavailableError
+from worker.ledger import NewJob
 from worker.settings import PREFIX, Settings
 
 SECRET = frozenset({"api_keys", "redis_url"})
-JOB_BYTES = 8 * 1024
-"""What the ledger keeps of a job beside its images, measured with the demo model (docs/runbook.md)."""
+JOB_BYTES = 4 * 1024
+"""What the ledger keeps of a job beside its images (docs/runbook.md says how it was measured)."""
+IMAGE_SLACK_S = NewJob.image_ttl_slack_ms / 1000
+USUAL_IMAGE_BYTES = 500_000
 OWN_SHARE = 1.25
 """Redis' own share of what it stores: structures, fragments, buffers."""
 
@@ -35,9 +38,16 @@ class Finding:
     text: str
 
 
-def check(settings: Settings) -> int:
-    """Print what was found; 0 if everything can start, 1 if something cannot."""
-    findings = [*_not_default(settings), *_parts(settings), *asyncio.run(_redis(settings))]
+def check(settings: Settings, redis_url: str | None) -> int:
+    """Print what was found; 0 if everything can start, 1 if something cannot.
+
+    `redis_url` None: there is no Redis yet, `erase-serve up` would start its own.
+    """
+    if redis_url is None:
+        redis = [Finding("warning", "ERASE_REDIS_URL is not set: `erase-serve up` starts a Redis of its own")]
+    else:
+        redis = asyncio.run(_redis(settings, redis_url))
+    findings = [*_not_default(settings), *_parts(settings), *redis]
     for finding in findings:
         print(f"{finding.level:<8} {finding.text}", file=sys.stderr if finding.level == "error" else sys.stdout)
     return int(any(finding.level == "error" for finding in findings))
@@ -80,18 +90,20 @@ def _model(settings: Settings) -> Finding:
         if not any(folder.glob("*.safetensors")):
             return Finding("error", f"ERASE_MODEL: {folder} has no safetensors files")
         return Finding("ok", f"model folder {folder}")
-    if os.sep in settings.model and settings.model.startswith((os.sep, ".")):
-        return Finding("error", f"ERASE_MODEL: no model folder {folder}")
+    if settings.model.startswith((os.sep, ".")):
+        # The service knows the setting, too, but only a worker needs the folder.
+        here = importlib.util.find_spec("torch") is not None
+        return Finding("error" if here else "warning", f"ERASE_MODEL: no model folder {folder} here")
     if settings.model_revision is None:
         return Finding("error", f"ERASE_MODEL: {settings.model} is a hub id, which needs ERASE_MODEL_REVISION")
     return Finding("ok", f"model {settings.model} from the hub")
 
 
-async def _redis(settings: Settings) -> list[Finding]:
+async def _redis(settings: Settings, url: str) -> list[Finding]:
     try:
-        client = Redis.from_url(settings.redis_url, socket_connect_timeout=3, socket_timeout=3)
-    except ValueError as error:
-        return [Finding("error", f"ERASE_REDIS_URL: {error}")]
+        client = Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3)
+    except ValueError:  # whose text may hold a part of the password
+        return [Finding("error", "ERASE_REDIS_URL cannot be read as a URL")]
     async with client:
         try:
             how = await Durability(client, settings.durability).check()
@@ -107,9 +119,13 @@ async def _redis(settings: Settings) -> list[Finding]:
 def _memory(settings: Settings, most: int) -> Finding:
     if not most:
         return Finding("warning", "Redis has no maxmemory: uploads can take all memory of its machine")
-    usable = most * (1 - settings.redis_headroom)
-    mean = usable / OWN_SHARE / settings.max_open_jobs - JOB_BYTES
-    text = f"Redis has {most / 2**20:.0f} MiB"
-    if mean <= 0:
-        return Finding("warning", f"{text}: too few for ERASE_MAX_OPEN_JOBS={settings.max_open_jobs}")
-    return Finding("ok", f"{text}: {settings.max_open_jobs} open jobs fit with images of {mean / 1024:.0f} KiB each")
+    per_job = occupied(settings, USUAL_IMAGE_BYTES)
+    rate = most * (1 - settings.redis_headroom) / OWN_SHARE / per_job
+    text = f"Redis has {most / 2**20:.0f} MiB: enough for {rate:.2g} jobs a second with one image of 500 kB each"
+    return Finding("ok", text)
+
+
+def occupied(settings: Settings, image_bytes: int) -> float:
+    """Byte-seconds that a job occupies in Redis: its image until it is forgotten, its record until the result is."""
+    image_s = settings.timeout_s + IMAGE_SLACK_S
+    return image_bytes * image_s + JOB_BYTES * (settings.timeout_s + settings.result_ttl_s)

@@ -17,10 +17,13 @@ from service.problems import (
     InvalidRequestError,
     MalformedBodyError,
     TooLargeError,
+    UnavailableError,
     UnknownPolicyError,
     invalid_fields,
 )
 from worker.contract import (
+    CONTRACT_VERSION,
+    CONVERSATIONS_SINCE,
     Frozen,
     GenerationOptions,
     ImageReference,
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_NOT_YET = ImageReference(sha256="0" * 64, format="PNG", width=1, height=1, bytes=1)
+"""Stands for an image that is still to be fetched: nothing is stored under its name."""
 REPEATABLE = ("stop", "include")
 
 
@@ -215,7 +220,7 @@ def parse_form(fields: Sequence[tuple[str, str]], images: Sequence[bytes]) -> As
 
 
 def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prepared:
-    """Check a question, its images fetched, against the deployment's limits.
+    """Check a question against the deployment's limits, all but the images that are still to be fetched.
 
     Raises a client error of `service.problems`.
 
@@ -232,12 +237,15 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
     if ask.pruning.method == "none" and (ask.pruning.policy, ask.pruning.retention) != (None, None):
         raise InvalidRequestError('pruning: the method "none" prunes nothing: leave out policy and retention')
     _check_policy(ask.pruning, workers)
+    _check_contract(ask, settings, workers)
     limits = image_limits(settings, workers)
     references: list[ImageReference] = []
     files = {}
     pixels = 0
     for index, data in enumerate(ask.images):
-        assert isinstance(data, bytes)  # noqa: S101
+        if isinstance(data, RemoteImage):
+            references.append(_NOT_YET)
+            continue
         reference = inspect(data, limits, f"image {index}")
         pixels += reference.width * reference.height
         if pixels > settings.max_request_pixels:
@@ -252,7 +260,8 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
         pruning=ask.pruning,
         include=ask.include,
     )
-    return Prepared(request, ask.priority, timeout_s, ask.stream, files, ask.urls)
+    urls = ask.urls or tuple(image.url if isinstance(image, RemoteImage) else None for image in ask.images)
+    return Prepared(request, ask.priority, timeout_s, ask.stream, files, urls)
 
 
 def image_limits(settings: Settings, workers: Sequence[WorkerInfo]) -> ImageLimits:
@@ -269,6 +278,13 @@ def _check_policy(pruning: PruningOptions, workers: Sequence[WorkerInfo]) -> Non
     known = sorted({policy for worker in workers for policy in worker.policies})
     if pruning.policy not in known:
         raise UnknownPolicyError(f"pruning.policy: the workers know {', '.join(known) or 'none'}.")
+
+
+def _check_contract(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> None:
+    """In the middle of an upgrade the workers alive may not know yet what this service knows."""
+    newest = max((worker.contract for worker in workers), default=CONTRACT_VERSION)
+    if ask.messages and min(newest, settings.contract) < CONVERSATIONS_SINCE:
+        raise UnavailableError("No worker that answers conversations is alive; the deployment is being upgraded.")
 
 
 def _image(image: ImageInput, name: str) -> bytes | RemoteImage:

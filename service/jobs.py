@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 
 from service import openapi
-from service.access import JobsCaller
+from service.access import JobsCaller, Watcher
 from service.auth import Caller
 from service.delivery import LONGEST_WAIT_S, read_last_event
 from service.events import EventStream, event_stream
@@ -36,6 +36,7 @@ from worker.ledger import (
     read_job_async,
     watch,
 )
+from worker.logs import now_about
 from worker.settings import Scope
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=openapi.JOB_RESPONSES)
@@ -116,14 +117,15 @@ async def get_job(
     """Always 200 for a known job; `answer` or `problem` is there once it has ended."""
     job = await find_job(runtime, caller, job_id)
     if wait and not job.state.final:
-        await _wait_for_end(request, runtime, job, wait)
+        with runtime.admission.request(caller):
+            await _wait_for_end(request, runtime, job, wait)
         job = await find_job(runtime, caller, job_id)
     body = report(job).model_dump_json(exclude_none=True)
     return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
 
 
 @router.get("/{job_id}/events", summary="Events of a job", responses=openapi.EVENTS_RESPONSES)
-async def get_events(request: Request, job_id: str, runtime: Process, caller: JobsCaller) -> Response:
+async def get_events(request: Request, job_id: str, runtime: Process, caller: Watcher) -> Response:
     """Server-sent events from the first on, or after the one named in `Last-Event-ID`."""
     after = read_last_event(request.headers)
     job = await find_job(runtime, caller, job_id)
@@ -149,6 +151,7 @@ async def find_job(runtime: Runtime, caller: Caller, job_id: str) -> Job:
     if _JOB_ID.fullmatch(job_id):
         job = await read_job_async(runtime.redis, job_id)
         if job is not None and _may_see(caller, job.owner):
+            now_about(job_id=job_id)
             return await _ended_if_overdue(runtime, job)
         if job is None and _may_see(caller, await read_gone_owner_async(runtime.redis, job_id)):
             raise GoneError("The job's result has expired.")

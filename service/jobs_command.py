@@ -55,15 +55,23 @@ def _wanted(options: Namespace, client: redis.Redis) -> list[JobSummary]:
     if options.owner is not None:
         found = client.zrevrangebylex(owner_jobs_key(options.owner), "+", "-")
     else:
-        keys = {"open": [OPEN_KEY], "dead": [DEAD_KEY]}.get(options.state, [DEAD_KEY, OPEN_KEY])
-        found = [job_id for key in keys for job_id in cast("list[Any]", client.zrange(key, 0, -1))]
+        found = cast("list[Any]", client.zrange(OPEN_KEY, 0, -1)) if options.state != "dead" else []
     ids = [job_id.decode() for job_id in cast("list[bytes]", found)]
+    if options.owner is None and options.state != "open":
+        ids = [*_dead(client), *ids]
     jobs = [
         job
         for start in range(0, len(ids), _JOBS_PER_READ)
         for job in summarize(client, ids[start : start + _JOBS_PER_READ])
     ]
     return [job for job in jobs if _has_state(job, options.state)]
+
+
+def _dead(client: redis.Redis) -> list[str]:
+    """Dead letters whose result has not expired."""
+    return [
+        job_id.decode() for job_id in cast("list[bytes]", client.zrangebyscore(DEAD_KEY, time.time() * 1000, "+inf"))
+    ]
 
 
 def _has_state(job: JobSummary, state: str | None) -> bool:
@@ -82,7 +90,7 @@ def _show(options: Namespace, client: redis.Redis) -> int:
     if not fields:
         return _unknown(options.job)
     job = Job.from_fields({name.decode(): value.decode() for name, value in fields.items()})
-    hidden = None if options.text else {"prompt", "messages"}
+    hidden: Any = None if options.text else {"prompt": True, "messages": True, "generation": {"stop"}}
     value = {
         "id": job.id,
         "owner": job.owner,
@@ -112,19 +120,19 @@ def _requeue(options: Namespace, settings: Settings, client: redis.Redis) -> int
     if bool(options.job) == options.all:
         print("erase-serve: name jobs, or --all for every dead letter", file=sys.stderr)
         return 2
-    timeout_s = settings.timeout_s if options.timeout_s is None else options.timeout_s
+    timeout_s = settings.max_timeout_s if options.timeout_s is None else options.timeout_s
     if not 0 < timeout_s <= settings.max_timeout_s:
         print(f"erase-serve: --timeout-s: above 0, at most {settings.max_timeout_s:g}", file=sys.stderr)
         return 2
     if options.all:
-        ids: Sequence[str] = [job_id.decode() for job_id in cast("list[Any]", client.zrange(DEAD_KEY, 0, -1))]
+        ids: Sequence[str] = _dead(client)
     else:
         ids = options.job
     failed = 0
     for job_id in ids:
-        # An image must outlive the job's deadline, its attempts, and its time as a dead letter.
-        image_ttl_s = timeout_s + max(settings.dead_ttl_s, 3600)
-        status, state = execute(client, requeue(job_id, round(timeout_s * 1000), round(image_ttl_s * 1000)))
+        image_ttl_s = timeout_s + settings.dead_ttl_s  # should it die again
+        step = requeue(job_id, round(timeout_s * 1000), round(image_ttl_s * 1000), settings.jobs_listed_s * 1000)
+        status, state = execute(client, step)
         if status == "gone":
             failed |= _unknown(job_id)
         elif status == "missing":
@@ -142,7 +150,9 @@ def _drop(options: Namespace, client: redis.Redis) -> int:
         if execute(client, cancel(job_id)) is None:
             failed |= _unknown(job_id)
             continue
-        execute(client, drop(job_id))
+        if execute(client, drop(job_id)) is not None:
+            failed |= _say(f"{job_id}: was asked again meanwhile")
+            continue
         print(f"{job_id}: forgotten")
     return failed
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
@@ -20,6 +22,7 @@ from worker.contract import (
     DEAD_KEY,
     OPEN_KEY,
     OPEN_PIXELS_KEY,
+    SERVED_CONTRACTS,
     WORKERS_KEY,
     JobState,
     Priority,
@@ -50,10 +53,8 @@ class Snapshot:
     now_ms: int = 0
     dead_letters: int = 0
     open_pixels: int = 0
-    memory_used: int = 0
-    memory_most: int = 0
-    append_only: bool = False
-    last_write_ok: bool = False
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    disk: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def alive(self) -> list[WorkerInfo]:
@@ -71,28 +72,34 @@ async def read_snapshot(client: Redis) -> Snapshot:
     pipeline.info("memory")
     pipeline.info("persistence")
     pipeline.get(OPEN_PIXELS_KEY)
-    for priority in Priority:
-        pipeline.llen(queue_name(priority))
-    (seconds, micros), open_jobs, due, workers, memory, disk, pixels, *depths = await pipeline.execute()
+    for version in SERVED_CONTRACTS:
+        for priority in Priority:
+            pipeline.llen(queue_name(priority, version))
+    replies = await pipeline.execute(raise_on_error=False)
+    # A Redis may forbid INFO: then only its own state is unknown.
+    memory, disk = ({} if isinstance(reply, NoPermissionError) else reply for reply in replies[4:6])
+    for reply in replies[:4] + replies[6:] + [memory, disk]:
+        if isinstance(reply, Exception):
+            raise reply
+    (seconds, micros), open_jobs, due, workers = replies[:4]
+    pixels, *depths = replies[6:]
     now_ms = seconds * 1000 + micros // 1000
     pipeline.zcount(DEAD_KEY, now_ms, "+inf")
     for job_id in due:
-        pipeline.hget(job_key(job_id.decode()), "accepted_ms")
+        pipeline.hget(job_key(job_id.decode()), "queued_ms")
     dead_letters, *times = await pipeline.execute()
     accepted = [int(value) for value in times if value is not None]
     return Snapshot(
         counters=await read_counters_async(client),
         open_jobs=open_jobs,
         oldest_age_s=max(0.0, (now_ms - min(accepted)) / 1000) if accepted else 0.0,
-        queues={priority.value: depth for priority, depth in zip(Priority, depths, strict=True)},
+        queues={priority.value: sum(depths[at :: len(Priority)]) for at, priority in enumerate(Priority)},
         workers=tuple(parse(workers)),
         now_ms=now_ms,
         dead_letters=dead_letters,
         open_pixels=int(pixels or 0),
-        memory_used=int(memory["used_memory"]),
-        memory_most=int(memory.get("maxmemory", 0)),
-        append_only=disk.get("aof_enabled") == 1,
-        last_write_ok=disk.get("aof_last_write_status", "ok") == "ok",
+        memory=memory,
+        disk=disk,
     )
 
 
@@ -129,10 +136,7 @@ class _LedgerCollector(Collector):
         yield GaugeMetricFamily("erase_jobs_open", "Jobs accepted and not ended", snapshot.open_jobs)
         yield GaugeMetricFamily("erase_jobs_open_pixels", "Pixels of their images", snapshot.open_pixels)
         yield GaugeMetricFamily("erase_dead_letters", "Jobs given up and not dealt with", snapshot.dead_letters)
-        yield GaugeMetricFamily("erase_redis_memory_bytes", "Memory that Redis uses", snapshot.memory_used)
-        yield GaugeMetricFamily("erase_redis_memory_max_bytes", "Its maxmemory; 0: none", snapshot.memory_most)
-        yield GaugeMetricFamily("erase_redis_aof_enabled", "1 if it keeps an append-only file", snapshot.append_only)
-        yield GaugeMetricFamily("erase_redis_aof_write_ok", "1 if its last write went well", snapshot.last_write_ok)
+        yield from _redis_state(snapshot)
         yield GaugeMetricFamily("erase_oldest_open_job_age_seconds", "Oldest open job", snapshot.oldest_age_s)
         yield GaugeMetricFamily("erase_workers", "Workers with a recent heartbeat", len(present))
         yield GaugeMetricFamily("erase_worker_slots", "Jobs they can hold", sum(worker.slots for worker in present))
@@ -143,6 +147,17 @@ class _LedgerCollector(Collector):
             if seconds < FORGOTTEN_S:
                 age.add_metric([worker.worker], seconds)
         yield age
+
+
+def _redis_state(snapshot: Snapshot) -> Iterator[Metric]:
+    memory, disk = snapshot.memory, snapshot.disk
+    if "used_memory" in memory:
+        yield GaugeMetricFamily("erase_redis_memory_bytes", "Memory that Redis uses", memory["used_memory"])
+        yield GaugeMetricFamily("erase_redis_memory_max_bytes", "Its maxmemory; 0: none", memory.get("maxmemory", 0))
+    if "aof_enabled" in disk:
+        written = disk.get("aof_last_write_status", "ok") == "ok"
+        yield GaugeMetricFamily("erase_redis_aof_enabled", "1 if it keeps an append-only file", disk["aof_enabled"])
+        yield GaugeMetricFamily("erase_redis_aof_write_ok", "1 if its last write went well", written)
 
 
 class ServiceMetrics:

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -278,6 +278,8 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_redis_error(request: Request, error: Exception) -> Response:
     logger.error("Redis failed during %s: %s", request.method, type(error).__name__)
+    if isinstance(error, OutOfMemoryError):
+        return await _on_service_error(request, StorageFullError("The store of jobs is full at the moment."))
     return await _on_service_error(request, UnavailableError("The store of jobs cannot be used at the moment."))
 
 
@@ -286,7 +288,9 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
-    return _respond(request, problem("internal", PROBLEMS["internal"].title + "; the log has the details."))
+    # This answer is made outside the middleware that names all others.
+    headers = {"X-Request-ID": request.scope.get("erase.request_id", "")}
+    return _respond(request, problem("internal", PROBLEMS["internal"].title + "; the log has the details."), headers)
 
 
 def install(app: FastAPI) -> None:

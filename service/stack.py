@@ -24,9 +24,21 @@ from worker.settings import Settings, SettingsError, load_settings
 
 REDIS_URL_FILE = "redis-url"
 """Where, in the state folder, other commands find the Redis that this one started."""
+USUAL_STATE = ".erase"
 LEAST_FREE_BYTES = 200 * 2**20
 MOST_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
+
+
+def find_redis(settings: Settings, state: Path | None) -> str | None:
+    """URL of the Redis that other commands mean: of this state folder, of `ERASE_REDIS_URL`, or of the usual folder.
+
+    None if no stack has noted one.
+    """
+    if state is None and os.environ.get("ERASE_REDIS_URL"):
+        return settings.redis_url
+    noted = (state or Path(USUAL_STATE)) / REDIS_URL_FILE
+    return noted.read_text().strip() if noted.is_file() else None
 
 
 class StackError(Exception):
@@ -74,7 +86,7 @@ class Stack:
         self.settings = settings
         self.state = state.resolve()
         self.ready = False
-        self.redis = None if "ERASE_REDIS_URL" in os.environ else EmbeddedRedis(self.state / "redis")
+        self.redis = None if os.environ.get("ERASE_REDIS_URL") else EmbeddedRedis(self.state / "redis")
         self.children: list[Child] = []
         self._restarts: list[float] = []
         self._environment = dict(os.environ)
@@ -143,6 +155,7 @@ class Stack:
                     self._stop_child(child, at_once)
         if self.redis is not None:
             self.redis.stop()
+            (self.state / REDIS_URL_FILE).unlink(missing_ok=True)
 
     def _stop_child(self, child: Child, at_once: threading.Event) -> None:
         child.terminate()
@@ -196,8 +209,10 @@ class Stack:
         try:
             with redis.Redis.from_url(self.settings.redis_url, socket_connect_timeout=3, socket_timeout=3) as client:
                 client.ping()
-        except (redis.RedisError, ValueError) as error:
+        except redis.RedisError as error:
             raise StackError(f"the Redis of ERASE_REDIS_URL cannot be used: {error}") from None
+        except ValueError:  # whose text may hold a part of the password
+            raise StackError("ERASE_REDIS_URL cannot be read as a URL") from None
 
     def _check_disk(self) -> None:
         try:

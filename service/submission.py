@@ -1,18 +1,20 @@
-"""A prepared question becomes a job, and its request a watcher of it."""
+"""A question becomes a job, and its request a watcher of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 
-from service.acceptance import accept_job
+from service.acceptance import accept_job, attach_job
 from service.auth import Caller
 from service.delivery import Delivery
-from service.intake import Prepared
+from service.intake import Ask, Prepared, prepare
 from service.problems import JobLostError
 from service.runtime import Runtime
 from service.waiting import Watch, remaining_s, resume_after
+from worker.contract import needed_contract, queue_name
 from worker.ledger import NewJob, execute_async, new_job_id, read_job_async, unwatch
 from worker.logs import now_about
 
@@ -24,6 +26,7 @@ class Submission:
     runtime: Runtime
     job_id: str
     attached: bool
+    streams: bool
     last_event: int
     timeout_s: float
 
@@ -46,18 +49,29 @@ class Submission:
             raise
 
 
-async def submit(
-    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, prepared: Prepared
-) -> Submission:
-    """Accept the job durably and wake a worker. Raises what `accept_job` raises."""
+async def submit(runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask) -> Submission:
+    """Check the question, fetch its images, accept it durably as a job, and wake a worker.
+
+    Raises what `prepare`, `ImageFetcher.fetch` and `accept_job` raise.
+    """
+    workers = await runtime.workers.alive()
+    prepared = await asyncio.to_thread(prepare, ask, runtime.settings, workers)
     job = _new_job(runtime, request.scope["erase.request_id"], caller, delivery, prepared)
-    accepted = await accept_job(runtime, job, prepared.files)
+    accepted = await attach_job(runtime, job) if job.idempotency_key else None
+    if accepted is None:
+        if ask.remote:
+            fetched = await runtime.fetcher.fetch(ask)
+            prepared = await asyncio.to_thread(prepare, fetched, runtime.settings, workers)
+            job = replace(job, request=prepared.request)
+        accepted = await accept_job(runtime, job, prepared.files)
     attached, job_id = accepted.status == "attached", accepted.subject
     request.scope["erase.job_id"] = job_id
     now_about(job_id=job_id)
     if not attached:
-        runtime.spawn(runtime.wakeups.send(job_id, prepared.priority))
-    return Submission(runtime, job_id, attached, delivery.last_event, prepared.timeout_s)
+        queue = queue_name(prepared.priority, needed_contract(prepared.request))
+        runtime.spawn(runtime.wakeups.send(job_id, queue))
+    streams = prepared.stream or delivery.events
+    return Submission(runtime, job_id, attached, streams, delivery.last_event, prepared.timeout_s)
 
 
 def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delivery, prepared: Prepared) -> NewJob:
@@ -71,7 +85,7 @@ def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delive
         timeout_ms=max(1, round(prepared.timeout_s * 1000)),
         result_ttl_ms=settings.result_ttl_s * 1000,
         dead_ttl_ms=settings.dead_ttl_s * 1000,
-        listed_ms=round(settings.max_timeout_s + max(settings.result_ttl_s, settings.dead_ttl_s)) * 1000,
+        listed_ms=settings.jobs_listed_s * 1000,
         max_open=settings.max_open_jobs,
         max_open_pixels=settings.max_open_pixels or 0,
         max_owner_open=caller.limits.open_jobs or 0,

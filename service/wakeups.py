@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from worker.contract import BROKER_TRANSPORT_OPTIONS, TASK_NAME, Priority, queue_name
+from worker.contract import BROKER_TRANSPORT_OPTIONS, queue_task
 
 logger = logging.getLogger("erase.service")
 
@@ -36,11 +36,11 @@ class Wakeups:
             broker_pool_limit=_THREADS,
         )
 
-    async def send(self, job_id: str, priority: Priority) -> None:
+    async def send(self, job_id: str, queue: str) -> None:
         """Wake a worker for an accepted job. A failure is logged and counted; the sweeper sends it again."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._threads, self._publish, job_id, queue_name(priority))
+            await loop.run_in_executor(self._threads, self._publish, job_id, queue)
         except Exception as error:
             # The job is accepted, so whatever went wrong here must not reach the client.
             logger.warning("wake-up for %s was not sent (%s); the sweeper will", job_id, type(error).__name__)
@@ -48,7 +48,7 @@ class Wakeups:
 
     def _publish(self, job_id: str, queue: str) -> None:
         self._celery.send_task(
-            TASK_NAME,
+            queue_task(queue),
             args=[job_id],
             queue=queue,
             ignore_result=True,

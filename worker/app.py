@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 from kombu.transport.redis import Channel
 
-from worker.contract import BROKER_TRANSPORT_OPTIONS, TASK_NAME, Priority, queue_name
+from worker.contract import BROKER_TRANSPORT_OPTIONS, OLDEST_CONTRACT, Priority, queue_name, queue_task
 from worker.settings import Settings
 from worker.slots import SlotCycle
 
@@ -20,9 +20,10 @@ from worker.slots import SlotCycle
 def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
     """Build the application; each wake-up calls `run(job_id)` in a thread of the pool."""
     SlotCycle.slots = {
-        queue_name(Priority.INTERACTIVE): settings.interactive_slots,
-        queue_name(Priority.BATCH): settings.batch_slots,
+        Priority.INTERACTIVE.value: settings.interactive_slots,
+        Priority.BATCH.value: settings.batch_slots,
     }
+    queues = served_queues(settings)
     # kombu must neither keep nor put back wake-ups: the sweeper does what is needed, and 5.7.0 ends the whole worker
     # when it acknowledges or restores a message of a connection that was lost (seen with Redis restarted under load).
     Channel.do_restore = False
@@ -32,7 +33,7 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         task_serializer="json",
         task_acks_late=True,
         task_ignore_result=True,
-        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in SlotCycle.slots],
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in queues],
         task_default_queue=queue_name(Priority.INTERACTIVE),
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -51,14 +52,21 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         },
     )
 
-    # Not shared: Celery would give the task to every other application of the process, with this one's `run`.
-    @app.task(name=TASK_NAME, shared=False)  # type: ignore[untyped-decorator]
     def run_job(job_id: str) -> None:
         run(job_id)
 
+    for name in {queue_task(queue) for queue in queues}:
+        # Not shared: Celery would give the task to every other application of the process, with this one's `run`.
+        app.task(run_job, name=name, shared=False)
     return app
+
+
+def served_queues(settings: Settings) -> list[str]:
+    """Queues that a worker reads: both priorities of every contract version that it serves."""
+    versions = range(OLDEST_CONTRACT, settings.contract + 1)
+    return [queue_name(priority, version) for version in versions for priority in Priority]
 
 
 def wake(app: Celery, job_id: str, queue: str) -> None:
     """Send a wake-up for a job."""
-    app.send_task(TASK_NAME, args=[job_id], queue=queue)
+    app.send_task(queue_task(queue), args=[job_id], queue=queue)

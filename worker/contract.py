@@ -1,7 +1,11 @@
 """What service and worker agree on: jobs, events, outcomes, problems, Redis keys and queue names.
 
-A change that an older worker or service could not read raises `CONTRACT_VERSION`; queue and task names carry it, so
-two versions can run side by side on one Redis.
+A change that an older worker or service could not read raises `CONTRACT_VERSION`; a job carries the oldest version that
+can say what it asks, and so do the names of its queue and task. A worker serves all versions from `OLDEST_CONTRACT` on,
+so services and workers can be upgraded, and put back, in any order while jobs are in flight.
+
+    1  a prompt about images
+    2  conversations (`JobRequest.messages`)
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CONTRACT_VERSION = 1
-TASK_NAME = f"erase.v{CONTRACT_VERSION}.run"
+CONTRACT_VERSION = 2
+OLDEST_CONTRACT = 1
+SERVED_CONTRACTS = range(OLDEST_CONTRACT, CONTRACT_VERSION + 1)
+CONVERSATIONS_SINCE = 2
 PREFIX = "erase:"
 
 WORKERS_KEY = f"{PREFIX}workers"
@@ -73,7 +79,8 @@ class Frozen(BaseModel):
     """Base of all data that travels: immutable, and strict about unknown fields."""
 
     # Built at first use: a process pays only for the models that it needs.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    # A value that does not fit is not repeated in the error: logs must not hold prompts.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, hide_input_in_errors=True)
 
 
 class JobState(StrEnum):
@@ -100,9 +107,19 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
-def queue_name(priority: Priority) -> str:
-    """Redis list (Celery queue) of a priority."""
-    return f"erase.v{CONTRACT_VERSION}.{priority.value}"
+def queue_name(priority: Priority, version: int = OLDEST_CONTRACT) -> str:
+    """Redis list (Celery queue) of a priority and a contract version."""
+    return f"erase.v{version}.{priority.value}"
+
+
+def queue_share(queue: str) -> str:
+    """The priority of a queue, of whichever version: queues of one priority share a worker's slots."""
+    return queue.rpartition(".")[2]
+
+
+def queue_task(queue: str) -> str:
+    """Name of the Celery task whose messages wait in a queue."""
+    return queue.rpartition(".")[0] + ".run"
 
 
 class ImageReference(Frozen):
@@ -159,6 +176,11 @@ class JobRequest(Frozen):
             if shown != list(range(len(self.images))):
                 raise ValueError("the messages must show every image once and in order")
         return self
+
+
+def needed_contract(request: JobRequest) -> int:
+    """The oldest contract version that can say what the request asks."""
+    return CONVERSATIONS_SINCE if request.messages else OLDEST_CONTRACT
 
 
 class Plan(Frozen):
@@ -328,7 +350,12 @@ class TokenPayload(Frozen):
 
 
 class WorkerInfo(Frozen):
-    """What one worker can do, renewed with each heartbeat. All model facts of the service come from here."""
+    """What one worker can do, renewed with each heartbeat. All model facts of the service come from here.
+
+    `contract` is the newest version it serves. What a newer worker adds is not read.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     worker: str
     contract: int

@@ -64,8 +64,8 @@ class _Attempt:
 
     @property
     def before_lease(self) -> float:
-        """Seconds from acceptance to this lease, on Redis' clock."""
-        return max(0, self.job.leased_ms - self.job.accepted_ms) / 1000
+        """Seconds that the job has waited until this lease, on Redis' clock."""
+        return max(0, self.job.leased_ms - self.job.queued_ms) / 1000
 
     @property
     def deadline(self) -> float:
@@ -248,7 +248,7 @@ class JobRunner:
             return job.plan
         if job.plan is not None and job.last_event > 0:
             raise ModelChangedError("The answer had begun on another model revision and cannot be continued.")
-        waited = max(self._engine.waits_for(job.priority.value), (job.leased_ms - job.accepted_ms) / 1000)
+        waited = max(self._engine.waits_for(job.priority.value), (job.leased_ms - job.queued_ms) / 1000)
         plan = self._book.plan(job.request, self._loaded, waited)
         if plan.usual_retention is not None:
             self._metrics.retention_lowered.inc()

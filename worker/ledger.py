@@ -23,7 +23,6 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from worker.contract import (
-    CONTRACT_VERSION,
     COUNTERS_KEY,
     EventType,
     JobRequest,
@@ -35,6 +34,7 @@ from worker.contract import (
     events_key,
     gone_key,
     job_key,
+    needed_contract,
     owner_jobs_key,
     problem,
     queue_name,
@@ -115,14 +115,19 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the ledger holds it. Times are Unix milliseconds on Redis' clock."""
+    """A job as the ledger holds it. Times are Unix milliseconds on Redis' clock.
+
+    `queued_ms` is when it began to wait: when it was accepted, or as a dead letter asked again.
+    """
 
     id: str
     state: JobState
     owner: str
+    version: int
     priority: Priority
     request: JobRequest
     accepted_ms: int
+    queued_ms: int
     deadline_ms: int
     leased_ms: int
     finished_ms: int
@@ -141,9 +146,11 @@ class Job:
             id=fields["id"],
             state=JobState(fields["state"]),
             owner=fields["owner"],
+            version=int(fields["version"]),
             priority=Priority(fields["priority"]),
             request=JobRequest.model_validate_json(fields["request"]),
             accepted_ms=int(fields["accepted_ms"]),
+            queued_ms=int(fields.get("queued_ms", fields["accepted_ms"])),
             deadline_ms=int(fields["deadline_ms"]),
             leased_ms=int(fields.get("leased_ms", 0)),
             finished_ms=int(fields.get("finished_ms", 0)),
@@ -182,7 +189,7 @@ class NewJob:
     request_id: str = ""
     trace: str = ""
     wake_after_ms: int = 5_000
-    image_ttl_slack_ms: int = 3_600_000
+    image_ttl_slack_ms: int = 600_000
 
 
 @dataclass(frozen=True)
@@ -208,12 +215,13 @@ def job_id_at(seconds: float) -> str:
 
 def accept(job: NewJob) -> Transition[Accepted]:
     """Create a job, or attach to the one that its idempotency key already stands for."""
+    version = needed_contract(job.request)
     arguments = {
         "id": job.id,
         "owner": job.owner,
-        "version": CONTRACT_VERSION,
+        "version": version,
         "priority": job.priority.value,
-        "queue": queue_name(job.priority),
+        "queue": queue_name(job.priority, version),
         "request": job.request.model_dump_json(exclude_defaults=True),  # readable for those who know fewer options
         "images": [image.sha256 for image in job.request.images],
         "timeout_ms": job.timeout_ms,
@@ -320,12 +328,15 @@ def _state(reply: list[Any]) -> JobState | None:
     return JobState(_text(reply[1])) if _text(reply[0]) == "ok" else None
 
 
-def cancel(job_id: str) -> Transition[JobState | None]:
-    """End an open job as cancelled; returns the state that holds, None for an unknown job."""
-    return Transition("cancel", (job_id, _json(CANCELLED)), _state)
+def cancel(job_id: str, *, forget: bool = False) -> Transition[JobState | None]:
+    """End an open job as cancelled; returns the state that holds, None for an unknown job.
+
+    With `forget` its Idempotency-Key no longer stands for it.
+    """
+    return Transition("cancel", (job_id, _json(CANCELLED), int(forget)), _state)
 
 
-def requeue(job_id: str, timeout_ms: int, image_ttl_ms: int) -> Transition[tuple[str, JobState | None]]:
+def requeue(job_id: str, timeout_ms: int, image_ttl_ms: int, listed_ms: int) -> Transition[tuple[str, JobState | None]]:
     """Open a dead-lettered job again, with a new deadline; its id, and what it already answered, stay.
 
     Returns (status, state that holds): `ok`, `not-dead`, `gone` for an unknown job, `missing` if an image has expired.
@@ -334,11 +345,16 @@ def requeue(job_id: str, timeout_ms: int, image_ttl_ms: int) -> Transition[tuple
     def parse(reply: list[Any]) -> tuple[str, JobState | None]:
         return _text(reply[0]), JobState(_text(reply[1])) if len(reply) > 1 else None
 
-    return Transition("requeue", (job_id, timeout_ms, image_ttl_ms), parse)
+    return Transition("requeue", (job_id, timeout_ms, image_ttl_ms, listed_ms), parse)
+
+
+def recount(owner: str) -> Transition[tuple[int, int]]:
+    """Count an owner's open jobs and the pixels of all open jobs anew; returns both."""
+    return Transition("recount", (owner,), lambda reply: (int(reply[1]), int(reply[2])))
 
 
 def drop(job_id: str) -> Transition[JobState | None]:
-    """Forget a job that has ended; returns the state of one that has not, else None."""
+    """Forget a job that has ended, within a minute; returns the state of one that has not, else None."""
     return Transition("drop", (job_id,), _state)
 
 

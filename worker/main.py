@@ -8,7 +8,7 @@ import threading
 from celery.signals import worker_shutting_down
 
 from erase import EraseError
-from worker.contract import Priority, queue_name
+from worker.app import served_queues
 from worker.logs import configure_logging
 from worker.runtime import WorkerRuntime
 from worker.settings import Settings
@@ -53,7 +53,7 @@ def _consume(runtime: WorkerRuntime) -> int:
                 "worker",
                 "--pool=threads",
                 f"--concurrency={settings.interactive_slots + settings.batch_slots + SPARE_THREADS}",
-                f"--queues={','.join(queue_name(priority) for priority in Priority)}",
+                f"--queues={','.join(served_queues(settings))}",
                 f"--hostname={runtime.name}",
                 f"--loglevel={settings.log_level}",
                 "--without-gossip",

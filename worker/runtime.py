@@ -214,7 +214,7 @@ class WorkerRuntime:
         loaded, settings = self.loaded, self.settings
         return WorkerInfo(
             worker=self.name,
-            contract=CONTRACT_VERSION,
+            contract=settings.contract,
             model=loaded.name,
             model_revision=loaded.revision,
             device=str(loaded.device),

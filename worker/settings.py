@@ -17,6 +17,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ERASE_"
+ANONYMOUS = "anonymous"
+"""Owner of all jobs where no keys are configured, and so of no key."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -151,6 +153,9 @@ class Settings(BaseSettings):
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's /metrics")
     worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(9101, description="its port; 0: any free one")
 
+    contract: Annotated[int, Field(ge=1, le=2)] = Field(
+        2, description="newest job format used: 1 while an upgrade may still have to be taken back"
+    )
     failpoints: str = Field("", description="for tests only: NAME=kill pairs at which a worker kills itself")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
@@ -159,6 +164,11 @@ class Settings(BaseSettings):
     def keys_configured(self) -> bool:
         """Whether a request needs a key."""
         return bool(self.api_keys) or self.api_keys_file is not None
+
+    @property
+    def jobs_listed_s(self) -> int:
+        """How long a job can be known at most, even one that was a dead letter and asked again."""
+        return round(self.max_timeout_s) + 2 * max(self.result_ttl_s, self.dead_ttl_s)
 
     @field_validator("api_keys")
     @classmethod
@@ -172,6 +182,8 @@ class Settings(BaseSettings):
             raise ValueError(f"ERASE_HOST={self.host} is reachable from outside: set ERASE_API_KEYS as well")
         if self.max_image_pixels > self.max_request_pixels:
             raise ValueError("ERASE_MAX_IMAGE_PIXELS is larger than ERASE_MAX_REQUEST_PIXELS")
+        if self.max_open_pixels is not None and self.max_request_pixels > self.max_open_pixels:
+            raise ValueError("ERASE_MAX_REQUEST_PIXELS is larger than ERASE_MAX_OPEN_PIXELS")
         if self.image_networks and not self.image_hosts:
             raise ValueError("ERASE_IMAGE_NETWORKS has no meaning without ERASE_IMAGE_HOSTS")
         if self.timeout_s > self.max_timeout_s:
@@ -208,7 +220,7 @@ def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
 
 def is_owner(name: str) -> bool:
     """Whether this may name the owner of a key."""
-    return bool(name) and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    return bool(name) and name != ANONYMOUS and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
 
 
 def is_sha256(digest: str) -> bool:

@@ -109,8 +109,9 @@ def test_what_a_service_waits_for_has_a_health_check(name: str) -> None:
 
 def test_every_setting_is_either_open_to_the_env_file_or_fixed_by_the_stack() -> None:
     only_for_tests = {"ERASE_FAILPOINTS"}
+    needs_a_mount = {"ERASE_API_KEYS_FILE"}
     fixed = {name for name, value in environment("service", "worker").items() if value is not None}
-    assert environment("service", "worker").keys() == KNOWN_SETTINGS - only_for_tests
+    assert environment("service", "worker").keys() == KNOWN_SETTINGS - only_for_tests - needs_a_mount
     assert fixed == {
         "ERASE_REDIS_URL",
         "ERASE_HOST",
@@ -153,10 +154,13 @@ def test_secrets_are_required_and_have_no_default() -> None:
 def test_the_example_env_file_names_every_variable_of_the_stack() -> None:
     example = (ROOT / "deploy/env.example").read_text(encoding="utf-8")
     names = set(re.findall(r"^#?([A-Z_]+)=", example, flags=re.MULTILINE))
-    taken = {secret["environment"] for secret in COMPOSE["secrets"].values()}
-    assert names - KNOWN_SETTINGS | SECRETS.keys() == set(re.findall(r"\$\{(\w+)", TEXT)) - KNOWN_SETTINGS | taken | (
-        SECRETS.keys() & KNOWN_SETTINGS
-    )
+    used = set(re.findall(r"\$\{(\w+)", TEXT))
+    assert names - KNOWN_SETTINGS | SECRETS.keys() == used - KNOWN_SETTINGS | SECRETS.keys()
+
+
+def test_secrets_are_files_since_containers_are_read_only() -> None:
+    assert all("file" in secret for secret in COMPOSE["secrets"].values())
+    assert all(SERVICES[name]["read_only"] for name in SERVICES)
 
 
 def test_grafana_lets_nobody_in_without_a_password() -> None:

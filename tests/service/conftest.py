@@ -23,6 +23,7 @@ from PIL import Image
 from service.app import create_app
 from worker import ledger
 from worker.contract import (
+    SERVED_CONTRACTS,
     Answer,
     EventType,
     JobState,
@@ -82,7 +83,8 @@ class FakeWorker:
 
     def take(self, priority: Priority = Priority.INTERACTIVE, timeout_s: float = 10) -> ledger.Job:
         """Wait for a wake-up and lease its job."""
-        message: Any = self.client.brpop([queue_name(priority)], timeout=timeout_s)
+        queues = [queue_name(priority, version) for version in SERVED_CONTRACTS]
+        message: Any = self.client.brpop(queues, timeout=timeout_s)
         assert message, "no wake-up came"
         envelope = json.loads(message[1])
         arguments, _, _ = json.loads(base64.b64decode(envelope["body"]))

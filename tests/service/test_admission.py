@@ -75,8 +75,9 @@ def test_a_stream_counts_until_it_ends_or_its_client_leaves(limited: Service, wo
     with limited.http.stream("POST", "/v1/ask", json={"prompt": "?", "stream": True}) as stream:
         worker.take()
         assert stream.status_code == 200
-        refused(limited.http.get("/v1/jobs"), 429, "too-many-requests")
-    until(lambda: limited.http.get("/v1/jobs").status_code == 200, "the end of the stream")
+        refused(limited.ask(), 429, "too-many-requests")
+        assert limited.http.get("/v1/jobs").status_code == 200
+    until(lambda: limited.ask(headers=LATER).status_code == 202, "the end of the stream")
 
 
 @limits(key_open_jobs=2)
@@ -112,7 +113,7 @@ def test_the_ledger_keeps_the_bound_where_two_ask_at_the_same_moment(
     refused(limited.ask(headers=LATER), 503, "queue-full")
 
 
-@limits(max_open_pixels=10_000)
+@limits(max_open_pixels=10_000, max_request_pixels=10_000, max_image_pixels=10_000)
 def test_the_images_of_open_jobs_have_a_budget(limited: Service, worker: FakeWorker) -> None:
     def ask(width: int) -> httpx.Response:
         return limited.http.post("/v1/ask", files={"image": picture(width, 100)}, data={"prompt": "?"}, headers=LATER)
@@ -125,6 +126,19 @@ def test_the_images_of_open_jobs_have_a_budget(limited: Service, worker: FakeWor
         worker.succeed(worker.take())
     assert worker.client.get(OPEN_PIXELS_KEY) == b"0"
     assert ask(50).status_code == 202
+
+
+@limits(max_open_pixels=10_000, max_request_pixels=10_000, max_image_pixels=10_000, key_open_jobs=1)
+def test_counts_that_a_worker_of_an_older_version_left_behind_are_put_right(
+    limited: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.RECOUNT_EVERY_S", 0.0)
+    worker.client.sadd(owner_open_key("anonymous"), "job_that_ended")
+    worker.client.set(OPEN_PIXELS_KEY, 99_999)
+    files = {"image": picture(60, 100)}
+    assert limited.http.post("/v1/ask", files=files, data={"prompt": "?"}, headers=LATER).status_code == 202
+    assert worker.client.get(OPEN_PIXELS_KEY) == b"6000"
+    refused(limited.ask(headers=LATER), 429, "open-jobs-limit")
 
 
 @limits(max_request_pixels=5_000, max_image_pixels=5_000)
@@ -159,6 +173,19 @@ def test_a_redis_that_is_full_all_the_same_refuses(
         refused(service.ask(), 503, "storage-full")
     finally:
         redis_client.config_set("maxmemory", 0)
+
+
+def test_another_question_under_a_known_key_stores_nothing(service: Service, redis_client: redis.Redis) -> None:
+    headers = {**LATER, "Idempotency-Key": "k"}
+
+    def ask(width: int) -> httpx.Response:
+        files = {"image": picture(width, 100)}
+        return service.http.post("/v1/ask", files=files, data={"prompt": "?"}, headers=headers)
+
+    assert ask(60).status_code == 202
+    assert ask(61).status_code == 422
+    assert len(redis_client.keys("erase:image:*")) == 1  # type: ignore[arg-type]
+    assert ask(60).status_code == 202
 
 
 @limits(max_open_jobs=1)

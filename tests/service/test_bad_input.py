@@ -278,9 +278,10 @@ def test_an_unexpected_error_tells_nothing(service: Service, monkeypatch: pytest
     def explode(*_: object) -> None:
         raise RuntimeError("secret /etc/path")
 
-    monkeypatch.setattr("service.ask.prepare", explode)
-    response = service.ask()
+    monkeypatch.setattr("service.submission.prepare", explode)
+    response = service.ask(headers={"X-Request-ID": "r1"})
     assert (response.status_code, problem_of(response)) == (500, "internal")
+    assert response.headers["x-request-id"] == "r1"
     assert "secret" not in response.text
 
 

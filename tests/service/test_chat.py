@@ -17,6 +17,7 @@ import redis
 from service.embedded_redis import EmbeddedRedis
 from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
 from worker.contract import (
+    CONTRACT_VERSION,
     OPEN_KEY,
     WORKERS_KEY,
     GenerationOptions,
@@ -224,7 +225,7 @@ def test_the_models_are_those_of_the_workers(
     seconds, _ = redis_client.time()
     info = WorkerInfo(
         worker="w",
-        contract=1,
+        contract=CONTRACT_VERSION,
         model="demo",
         model_revision="r",
         device="cpu",

@@ -98,6 +98,8 @@ class TestJobs:
         accept(redis_client, "job_2")
         assert main(["jobs", "drop", "job_1", "job_2", "job_9"]) == 1
         assert capsys.readouterr().out.count("forgotten") == 2
+        for job_id in ("job_1", "job_2"):
+            assert 0 < redis_client.pttl(f"erase:job:{job_id}") <= 60_000
         assert main(["jobs", "list"]) == 0
         assert "no jobs" in capsys.readouterr().out
 
@@ -107,6 +109,10 @@ class TestJobs:
         monkeypatch.delenv("ERASE_REDIS_URL")
         (tmp_path / "redis-url").write_text(redis_url)
         assert main(["jobs", "--stack", str(tmp_path), "list"]) == 0
+        monkeypatch.setenv("ERASE_REDIS_URL", "redis://127.0.0.1:1/0")
+        assert main(["jobs", "--stack", str(tmp_path), "list"]) == 0
+        assert main(["jobs", "--stack", str(tmp_path / "typo"), "list"]) == 2
+        assert "no stack runs" in capsys.readouterr().err
 
     def test_an_unreachable_redis_is_said(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,18 +145,18 @@ class TestConfigCheck:
     ) -> None:
         redis_client.config_set("maxmemory", 2 * 2**30)
         try:
-            status, report = self.check(capsys, monkeypatch, max_open_jobs="1000")
+            status, report = self.check(capsys, monkeypatch)
         finally:
             redis_client.config_set("maxmemory", 0)
         assert status == 0
-        # (2 GiB x 0.9 / 1.25 / 1000) less 8 KiB
-        assert "1000 open jobs fit with images of 1502 KiB each" in report
+        # 2 GiB x 0.9 / 1.25, by (60 + 600 s) x 500 kB + (60 + 3600 s) x 4 KiB
+        assert "Redis has 2048 MiB: enough for 4.5 jobs a second" in report
 
     @pytest.mark.parametrize(
         ("setting", "value", "what"),
         [
             ("redis_url", "redis://127.0.0.1:1/0", "Redis cannot be reached"),
-            ("redis_url", "nonsense", "ERASE_REDIS_URL"),
+            ("redis_url", "redis://:pa/ss@host", "ERASE_REDIS_URL cannot be read"),
             ("api_keys_file", "/no/such/file", "No such file"),
             ("image_hosts", "http://x", "ERASE_IMAGE_HOSTS"),
             ("model", "/no/such/folder", "ERASE_MODEL"),

@@ -28,7 +28,7 @@ PICTURE = picture()
 NOT_PUBLIC = """
 127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 198.18.0.1
 192.0.2.1 ::1 :: fe80::1 fc00::1 ff02::1 ::ffff:127.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 2002:7f00:1::
-2001:0:1::1
+2001:0:1::1 fec0::1 ::127.0.0.1 ::ffff:0:127.0.0.1 192.0.0.192 168.63.129.16 3fff::1 5f00::1
 """
 
 
@@ -198,6 +198,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(
         "http://127.0.0.1:PORT\\@other.test/a.png",
         "http://127.0.0.1:99999/a.png",
         "http://" + "a" * 3000,
+        "http://xn--a/",
     ],
 )
 def test_only_what_is_named_is_asked(web: ImageServer, url: str) -> None:
@@ -290,6 +291,41 @@ def test_whatever_goes_wrong_behind_an_allowed_name_looks_the_same(
     assert message(Settings(image_hosts="127.0.0.1:9", image_networks=LOCAL), "http://127.0.0.1:9/x") == failed
 
 
+def test_cookies_are_not_kept(web: ImageServer) -> None:
+    cookies: list[str | None] = []
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        cookies.append(handler.headers["Cookie"])
+        body(PICTURE, Set_Cookie="session=1; Path=/")(handler)
+
+    web.replies["/a.png"] = reply
+    web.replies["/moved"] = status(302, Location="/a.png", **{"Set-Cookie": "session=2; Path=/"})
+    fetch(allowing(web), *[f"http://127.0.0.1:{web.port}/{path}" for path in ("a.png", "moved", "moved")])
+    assert cookies == [None] * 3
+
+
+def test_all_images_of_a_request_together_are_no_larger_than_a_body(web: ImageServer) -> None:
+    web.replies["/a.png"] = body(bytes(800))
+    url = f"http://127.0.0.1:{web.port}/a.png"
+    assert len(fetch(allowing(web, max_body_bytes=2000), url, url).images) == 2
+    with pytest.raises(TooLargeError):
+        fetch(allowing(web, max_body_bytes=2000), url, url, url)
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(
+    web: ImageServer, names: dict[str, list[list[str]]]
+) -> None:
+    names["img.test"] = [["127.0.0.2", "127.0.0.1"]]
+    assert fetch(allowing(web, "img.test"), f"http://img.test:{web.port}/a.png").images == (PICTURE,)
+
+
+def test_international_names_are_the_same_in_both_forms() -> None:
+    for known in ("bücher.example", "xn--bcher-kva.example"):
+        for asked in ("bücher.example", "xn--bcher-kva.example", "BÜCHER.example"):
+            assert AllowedHosts.parse(known).allow(httpx.URL(f"http://{asked}/")), (known, asked)
+            assert AllowedHosts.parse(f"*.{known}").allow(httpx.URL(f"http://www.{asked}/")), (known, asked)
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(web: ImageServer) -> None:
     with pytest.raises(ServiceError):
         fetch(allowing(web), f"https://127.0.0.1:{web.port}/a.png")
@@ -338,8 +374,11 @@ def test_through_the_service_on_both_ways_to_ask(web: ImageServer, redis_url: st
         assert first.status_code == 202, first.text
         job = worker.take()
         assert (job.request.images[0].width, job.request.images[0].height) == (64, 48)
-        web.replies["/a.png"] = body(picture(100, 100))
+        web.replies["/a.png"] = status(404)
+        asked = len(web.asked)
         assert service.ask(images=[{"url": url}], headers=headers).json()["id"] == first.json()["id"]
+        assert len(web.asked) == asked
+        web.replies["/a.png"] = body(PICTURE)
         chat = service.later(
             service.http.post,
             "/v1/chat/completions",

@@ -77,6 +77,8 @@ class TestFile:
             (f'[ada]\nkeys = ["{"ab" * 32}"]\nscopes = "ask"', "scopes"),
             (f'[ada]\nkeys = ["{"ab" * 32}"]\n[bob]\nkeys = ["{"ab" * 32}"]', "same key"),
             ('["a:b"]\nkeys = []', "owner"),
+            ("[anonymous]\nkeys = []", "owner"),
+            ("", "no owner"),
             ("[ada]\nkeys = [", "keys.toml"),
         ],
     )
@@ -88,9 +90,16 @@ class TestFile:
 
     def test_a_file_without_keys_admits_nobody(self, tmp_path: Path) -> None:
         path = tmp_path / "keys.toml"
-        path.write_text("")
+        path.write_text("[ada]\nkeys = []\n")
         with pytest.raises(UnauthorizedError):
             KeyRing(Settings(api_keys_file=str(path))).caller(None)
+
+    def test_a_file_that_could_not_be_read_for_a_while_is_read_later(self, ring: tuple[KeyRing, Path]) -> None:
+        keys, path = ring
+        path.write_text("")
+        assert keys.caller("old").owner == "ada"
+        path.write_text(f'[ada]\nkeys = ["{sha256("new")}"]\n')
+        assert keys.caller("new").owner == "ada"
 
     def test_a_missing_file_stops_the_start(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.conftest import FakeWorker, Service, picture
+from tests.service.conftest import FakeWorker, Service, picture, until
 from worker.contract import job_key
 from worker.logs import JsonFormatter, TextFormatter, _Subject, about
 
@@ -37,6 +37,8 @@ def is_the_services(logger: str) -> bool:
 
 
 def access_lines(lines: Any) -> list[dict[str, Any]]:
+    """They are written after the answer."""
+    until(lambda: [line for line in lines() if line["logger"] == "erase.requests"], "a line for the request")
     return [line for line in lines() if line["logger"] == "erase.requests"]
 
 

@@ -14,9 +14,10 @@ from celery import Celery
 
 from service.wakeups import Wakeups
 from worker.app import make_app, wake
-from worker.contract import TASK_NAME, Priority, queue_name
+from worker.contract import SERVED_CONTRACTS, Priority, queue_name, queue_task
 from worker.settings import Settings
 
+TASKS = sorted({queue_task(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS})
 Publish = Callable[[str, Priority], None]
 
 
@@ -34,11 +35,11 @@ def publish(request: pytest.FixtureRequest, app: Celery, redis_url: str) -> Iter
         yield lambda job_id, priority: wake(app, job_id, queue_name(priority))
     elif request.param == "bare producer":
         with Celery("producer", broker=redis_url, set_as_current=False) as bare:
-            yield lambda job_id, priority: bare.send_task(TASK_NAME, args=[job_id], queue=queue_name(priority)) and None
+            yield lambda job_id, priority: bare.send_task(TASKS[0], args=[job_id], queue=queue_name(priority)) and None
     else:
         failures: list[None] = []
         wakeups = Wakeups(redis_url, lambda: failures.append(None))
-        yield lambda job_id, priority: asyncio.run(wakeups.send(job_id, priority))
+        yield lambda job_id, priority: asyncio.run(wakeups.send(job_id, queue_name(priority)))
         wakeups.close()
         assert failures == []
 
@@ -58,8 +59,9 @@ def test_a_wake_up_is_acknowledged_late_and_leaves_no_result(app: Celery) -> Non
     assert app.conf.task_acks_late is True
     assert app.conf.task_ignore_result is True
     assert app.conf.result_backend is None
-    assert app.tasks[TASK_NAME].acks_late is True
-    assert app.tasks[TASK_NAME].ignore_result is True
+    for name in TASKS:
+        assert app.tasks[name].acks_late is True
+        assert app.tasks[name].ignore_result is True
 
 
 def test_celery_itself_redelivers_nothing_for_an_hour(app: Celery) -> None:
@@ -77,9 +79,9 @@ def test_the_worker_comes_back_however_long_redis_was_away(app: Celery) -> None:
     assert app.conf.broker_connection_retry_on_startup is True
 
 
-def test_the_worker_reads_both_queues_each_by_its_own_key(app: Celery) -> None:
+def test_the_worker_reads_the_queues_of_every_version_each_by_its_own_key(app: Celery) -> None:
     queues = app.amqp.queues.consume_from
-    assert set(queues) == {queue_name(priority) for priority in Priority}
+    assert set(queues) == {queue_name(priority, version) for priority in Priority for version in SERVED_CONTRACTS}
     for name, queue in queues.items():
         assert (queue.routing_key, queue.exchange.name) == (name, name)
 
@@ -87,8 +89,15 @@ def test_the_worker_reads_both_queues_each_by_its_own_key(app: Celery) -> None:
 def test_a_task_runs_the_job_it_was_woken_for(redis_url: str) -> None:
     seen: list[str] = []
     app = make_app(Settings(redis_url=redis_url), seen.append)
-    app.tasks[TASK_NAME]("job_7")
-    assert seen == ["job_7"]
+    for number, name in enumerate(TASKS):
+        app.tasks[name](f"job_{number}")
+    assert seen == ["job_0", "job_1"]
+
+
+def test_a_worker_held_at_an_older_contract_reads_only_its_queues(redis_url: str) -> None:
+    app = make_app(Settings(redis_url=redis_url, contract=1), lambda _: None)
+    assert set(app.amqp.queues.consume_from) == {queue_name(priority, 1) for priority in Priority}
+    app.close()
 
 
 @pytest.mark.parametrize("priority", list(Priority))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from worker.contract import CONTRACT_VERSION, OLDEST_CONTRACT
 from worker.settings import ApiKey, Scope, Settings, SettingsError, load_settings, parse_api_keys
 
 DIGEST = "ab" * 32
@@ -137,3 +138,13 @@ def test_api_keys_are_pairs_with_spaces_and_empty_parts_allowed() -> None:
 
 def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
     assert [key.owner for key in parse_api_keys(f"ada:{DIGEST},ada:{'cd' * 32}")] == ["ada", "ada"]
+
+
+@pytest.mark.parametrize("version", [OLDEST_CONTRACT - 1, CONTRACT_VERSION + 1])
+def test_only_a_contract_that_is_served_can_be_asked_for(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in range(OLDEST_CONTRACT, CONTRACT_VERSION + 1):
+        monkeypatch.setenv("ERASE_CONTRACT", str(known))
+        assert load_settings().contract == known
+    monkeypatch.setenv("ERASE_CONTRACT", str(version))
+    with pytest.raises(SettingsError, match="ERASE_CONTRACT"):
+        load_settings()

@@ -20,7 +20,7 @@ from tests.worker.helpers import until
 from worker.app import make_app, wake
 from worker.contract import Priority, queue_name
 from worker.settings import Settings
-from worker.slots import SlotCycle, held_by_queue
+from worker.slots import SlotCycle, held_by_share
 
 INTERACTIVE, BATCH = queue_name(Priority.INTERACTIVE), queue_name(Priority.BATCH)
 
@@ -34,7 +34,7 @@ class Request:
 
 @pytest.fixture
 def cycle(monkeypatch: pytest.MonkeyPatch) -> SlotCycle:
-    monkeypatch.setattr(SlotCycle, "slots", {INTERACTIVE: 2, BATCH: 1})
+    monkeypatch.setattr(SlotCycle, "slots", {"interactive": 2, "batch": 1})
     cycle = SlotCycle()
     cycle.update([INTERACTIVE, BATCH])
     return cycle
@@ -81,7 +81,7 @@ class TestOrder:
 
     def test_each_queue_is_counted_for_itself(self) -> None:
         requests = [Request(INTERACTIVE), Request(BATCH), Request(INTERACTIVE)]
-        assert held_by_queue(requests) == Counter({INTERACTIVE: 2, BATCH: 1})
+        assert held_by_share(requests) == Counter({"interactive": 2, "batch": 1})
 
     def test_requests_that_end_during_the_count_do_not_disturb_it(self) -> None:
         class Ending:
@@ -95,7 +95,7 @@ class TestOrder:
                 if self.looks == 1:
                     raise RuntimeError("Set changed size during iteration")
 
-        assert held_by_queue(Ending()) == Counter({BATCH: 1})
+        assert held_by_share(Ending()) == Counter({"batch": 1})
 
     def test_counting_holds_up_while_threads_finish_requests(self) -> None:
         requests: weakref.WeakSet[Request] = weakref.WeakSet()
@@ -114,7 +114,7 @@ class TestOrder:
             thread.start()
         try:
             for _ in range(300):
-                held_by_queue(requests)
+                held_by_share(requests)
         finally:
             stop.set()
             for thread in threads:

@@ -3,7 +3,10 @@ local a = cjson.decode(ARGV[1])
 local now = now_ms()
 
 local function watch(id)
-  if a.service ~= '' then redis.call('HINCRBY', watchers_key(id), a.service, 1) end
+  if a.service == '' then return end
+  redis.call('HINCRBY', watchers_key(id), a.service, 1)
+  local ttl = redis.call('PTTL', job_key(id))
+  if ttl > 0 then redis.call('PEXPIRE', watchers_key(id), ttl) end
 end
 
 -- The service asks again when the connection broke before it read the reply.
@@ -31,7 +34,7 @@ for _, sha256 in ipairs(a.images) do
 end
 local deadline = now + a.timeout_ms
 redis.call('HSET', job_key(a.id), 'id', a.id, 'state', 'accepted', 'owner', a.owner, 'version', a.version,
-  'priority', a.priority, 'queue', a.queue, 'request', a.request, 'accepted_ms', now, 'deadline_ms', deadline,
+  'priority', a.priority, 'queue', a.queue, 'request', a.request, 'accepted_ms', now, 'queued_ms', now, 'deadline_ms', deadline,
   'result_ttl_ms', a.result_ttl_ms, 'dead_ttl_ms', a.dead_ttl_ms, 'detached', a.detached, 'idem', a.idem,
   'pixels', a.pixels,
   'attempt', 0, 'released', 0, 'wakes', 0, 'seq', 0, 'request_id', a.request_id, 'trace', a.trace)

@@ -25,11 +25,18 @@ local function owner_jobs_key(owner) return PREFIX .. 'owner:' .. owner .. ':job
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 local function number(id, name) return tonumber(field(id, name) or '0') end
 
+-- The job's idempotency record, as long as it still stands for this job.
+local function idem_of(id)
+  local idem = field(id, 'idem')
+  if idem and idem ~= '' and redis.call('HGET', idem, 'job') == id then return idem end
+end
+
 -- An open job counts against its owner and the deployment, its images' pixels against the deployment.
 local function open(id, owner, pixels, at)
   redis.call('ZADD', OPEN, at, id)
-  redis.call('SADD', owner_open_key(owner), id)
-  if pixels > 0 then redis.call('INCRBY', OPEN_PIXELS, pixels) end
+  if redis.call('SADD', owner_open_key(owner), id) == 1 and pixels > 0 then
+    redis.call('INCRBY', OPEN_PIXELS, pixels)
+  end
 end
 
 -- Counted back once: a job accepted by a service that did not count it yet is not in the set.
@@ -68,8 +75,8 @@ local function close(id, state, type, outcome)
   redis.call('PEXPIRE', job_key(id), ttl)
   redis.call('PEXPIRE', events_key(id), ttl)
   redis.call('PEXPIRE', watchers_key(id), ttl)
-  local idem = field(id, 'idem')
-  if idem and idem ~= '' then redis.call('PEXPIRE', idem, ttl) end
+  local idem = idem_of(id)
+  if idem then redis.call('PEXPIRE', idem, ttl) end
   redis.call('SET', gone_key(id), field(id, 'owner'), 'PX', ttl + 7 * 24 * 3600 * 1000)
   redis.call('HINCRBY', COUNTERS, 'finished:' .. state, 1)
 end
@@ -84,6 +91,7 @@ end
 local function bury(id, outcome)
   close(id, 'dead', 'error', outcome)
   local ttl = redis.call('PTTL', job_key(id))
+  redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now_ms())
   redis.call('ZADD', DEAD, now_ms() + ttl, id)
   for _, key in ipairs(image_keys(id)) do redis.call('PEXPIRE', key, ttl, 'GT') end
 end
