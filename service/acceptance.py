@@ -51,11 +51,13 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     confirmation = await runtime.durability.ensure()
     await runtime.admission.take_memory(sum(map(len, files.values())))
     for _ in range(_ATTEMPTS):
+        runtime.failpoints.reach("before_store")
         try:
             await _store_images(runtime, files)
         except RedisError as error:
             logger.error("images cannot be stored: %s", type(error).__name__)
             raise _refused(error) from None
+        runtime.failpoints.reach("after_store")
         # An image can expire between storing and accepting: store it once more.
         if (accepted := await _accepted(runtime, job, confirmation)) is not None:
             runtime.metrics.image_bytes.inc(sum(map(len, files.values())))
@@ -75,6 +77,7 @@ async def _accepted(runtime: Runtime, job: NewJob, confirmation: Confirmation) -
             raise _full(accepted.subject)
         case "missing":
             return None
+    runtime.failpoints.reach("after_accept")
     if not confirmed and accepted.status == "accepted":
         logger.error("an accepted job was not confirmed on disk and is taken back")
         await _abandon(runtime, job)

@@ -16,6 +16,7 @@ from service.metrics import RequestMetrics, ServiceMetrics
 from service.openapi import ServiceAPI
 from service.request_log import RequestLog
 from service.runtime import open_runtime
+from worker.failpoints import Failpoints
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 def create_app(settings: Settings) -> FastAPI:
     """Build the application of one service process.
 
-    Raises ValueError or OSError for a keys file, image hosts or networks that cannot be used.
+    Raises ValueError or OSError for a keys file, image hosts, networks or failpoints that cannot be used.
     """
+    Failpoints(settings.failpoints)
     metrics = ServiceMetrics()
     fetcher = ImageFetcher(settings)
 

@@ -64,7 +64,7 @@ async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
         return await _answer_or_accepted(request, runtime, watch, job_id, delivery)
     if submission.streams:
         return EventStream(event_stream(watch, job_id), job_id)
-    return await _answer(request, watch, job_id)
+    return await _answer(request, runtime, watch, job_id)
 
 
 async def read_question(request: Request, settings: Settings) -> Ask:
@@ -142,12 +142,13 @@ class _Whole:
         return message
 
 
-async def _answer(request: Request, watch: Watch, job_id: str) -> Response:
+async def _answer(request: Request, runtime: Runtime, watch: Watch, job_id: str) -> Response:
     with watch:
         try:
             outcome = await unless_client_leaves(request.receive, watch.outcome())
         except JobLostError as error:
             return problem_response(error.problem())
+    runtime.failpoints.reach("before_answer")
     return outcome_response(outcome, job_id)
 
 

@@ -24,6 +24,7 @@ from service.problems import UnavailableError
 from service.replies import BLOCK_MS, Replies
 from service.wakeups import Wakeups
 from service.workers import Workers
+from worker.failpoints import Failpoints
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -50,6 +51,7 @@ class Runtime:
     replies: Replies
     wakeups: Wakeups
     workers: Workers
+    failpoints: Failpoints
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -89,6 +91,7 @@ def _client(url: str, connections: int, answer_s: float) -> Redis:
 async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: ImageFetcher) -> AsyncIterator[Runtime]:
     """Connect, start the loops, and take everything down again. Redis may be unreachable: then `/readyz` says so."""
     service_id = secrets.token_hex(8)
+    failpoints = Failpoints(settings.failpoints)
     client = _client(settings.redis_url, MOST_CONNECTIONS, answer_s=5)
     reader = _client(settings.redis_url, 1, answer_s=BLOCK_MS / 1000 + 5)
     nudger = _client(settings.redis_url, 1, answer_s=5)
@@ -102,7 +105,8 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: Ima
         durability=Durability(client, settings.durability),
         nudge=Nudge(nudger),
         replies=Replies(reader, client, service_id),
-        wakeups=Wakeups(settings.redis_url, metrics.wakeups_failed.inc),
+        wakeups=Wakeups(settings.redis_url, metrics.wakeups_failed.inc, failpoints.reach),
+        failpoints=failpoints,
         workers=Workers(client),
     )
     loops = [asyncio.create_task(runtime.replies.read()), asyncio.create_task(runtime.replies.recheck())]

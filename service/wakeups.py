@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from worker.contract import BROKER_TRANSPORT_OPTIONS, queue_task
+from worker.failpoints import nowhere
 
 logger = logging.getLogger("erase.service")
 
@@ -18,11 +19,12 @@ _THREADS = 4
 class Wakeups:
     """A producer-only Celery application whose blocking calls run in a few threads of their own."""
 
-    def __init__(self, broker_url: str, on_failure: Callable[[], None]) -> None:
+    def __init__(self, broker_url: str, on_failure: Callable[[], None], reach: Callable[[str], None] = nowhere) -> None:
         # Imported here: Celery's class costs more to import than the rest of this package.
         from celery import Celery
 
         self._on_failure = on_failure
+        self._reach = reach
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="wakeup")
         self._celery: Any = Celery("erase-service", broker=broker_url, set_as_current=False)
         self._celery.conf.update(
@@ -47,6 +49,7 @@ class Wakeups:
             self._on_failure()
 
     def _publish(self, job_id: str, queue: str) -> None:
+        self._reach("before_wakeup")
         self._celery.send_task(
             queue_task(queue),
             args=[job_id],
@@ -55,6 +58,7 @@ class Wakeups:
             retry=True,
             retry_policy={"max_retries": 1, "interval_start": 0.05, "interval_max": 0.2},
         )
+        self._reach("after_wakeup")
 
     def close(self) -> None:
         """Drop what is still to be sent and close the connections."""

@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 from worker import ledger
 from worker.contract import EventType, TokenPayload
 from worker.errors import EmitStalledError
+from worker.failpoints import nowhere
 
 log = logging.getLogger(__name__)
 MOST_PER_ROUND = 256
@@ -38,8 +39,9 @@ class EventWriter:
 class Emitter:
     """Writes events in the order in which they were given. Retries while Redis is away: events are numbered."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, reach: Callable[[str], None] = nowhere) -> None:
         self._client = client
+        self._reach = reach
         self._inbox: queue.SimpleQueue[tuple[EventWriter, ledger.Transition[ledger.Written]] | None] = (
             queue.SimpleQueue()
         )
@@ -82,7 +84,9 @@ class Emitter:
 
     def _write(self, items: list[tuple[EventWriter, ledger.Transition[ledger.Written]]]) -> None:
         steps = [step for _, step in items]
+        self._reach("before_write")
         replies = self._execute(steps)
+        self._reach("after_write")
         if any(reply.state == ledger.GAP for reply in replies):
             # Redis took a later event of a round and not an earlier one. A gap that stays means that it lost events
             # which it had confirmed: the attempt is over, the next one goes on behind what is left.

@@ -142,6 +142,7 @@ class JobRunner:
         finally:
             with self._lock:
                 self._attempts.discard(attempt)
+        self._failpoints.reach("before_acknowledge")
         self._metrics.jobs.labels(result, job.priority.value).inc()
         fields = {"attempt": job.attempt, "result": result, "ms": round(1000 * (time.monotonic() - attempt.started), 1)}
         log.info("job %s", result, extra=fields)
@@ -156,6 +157,7 @@ class JobRunner:
         except FencedError:
             return "fenced"
         except GiveBackError:
+            self._failpoints.reach("before_release")
             execute(self._client, ledger.release(job.id, job.attempt))
             return "released"
         except DeadlineError:
@@ -214,6 +216,7 @@ class JobRunner:
         except ContextLengthError as error:
             raise TooLongError(str(error)) from None
         attempt.handle = handle
+        self._failpoints.reach("after_submit")
         if attempt.lost.is_set() or self._draining.is_set():
             handle.cancel()
         writer = EventWriter(job.id, job.attempt, job.last_event, on_fenced=attempt.lose)
@@ -223,6 +226,7 @@ class JobRunner:
                 self._emitter.flush(writer, self._settings.stall_s)
                 self._failpoints.reach("after_emit")
         result = handle.result()
+        self._failpoints.reach("before_flush")
         self._emitter.flush(writer, self._settings.stall_s)
         if writer.fenced:
             raise FencedError
@@ -252,7 +256,9 @@ class JobRunner:
         plan = self._book.plan(job.request, self._loaded, waited)
         if plan.usual_retention is not None:
             self._metrics.retention_lowered.inc()
+        self._failpoints.reach("before_freeze")
         frozen = execute(self._client, ledger.freeze(job.id, job.attempt, plan, replace=job.plan is not None))
+        self._failpoints.reach("after_freeze")
         if frozen is None:
             raise FencedError
         return frozen

@@ -12,6 +12,7 @@ import redis
 from redis.exceptions import RedisError
 
 from worker import ledger
+from worker.failpoints import nowhere
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,15 @@ class HeldLease:
 class LeaseKeeper:
     """Renews every third of the lease's length; stops renewing while `stalled()` says that nothing moves."""
 
-    def __init__(self, client: redis.Redis, lease_s: float, stalled: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        lease_s: float,
+        stalled: Callable[[], bool],
+        reach: Callable[[str], None] = nowhere,
+    ) -> None:
         self._client = client
+        self._reach = reach
         self._lease_ms = int(lease_s * 1000)
         self._every = lease_s / 3
         self._stalled = stalled
@@ -78,6 +86,7 @@ class LeaseKeeper:
             leases = list(self._held)
         if not leases:
             return
+        self._reach("before_renew")
         steps = [ledger.renew(lease.job_id, lease.attempt, self._lease_ms) for lease in leases]
         try:
             replies = ledger.execute_many(self._client, steps)

@@ -140,8 +140,11 @@ class WorkerRuntime:
         log.info("model ready after %.1f s on %s", time.monotonic() - begun, self.loaded.device)
         self._set_info()
 
-        self._keeper = LeaseKeeper(self._client, settings.lease_s, lambda: self.engine.stalled_for > settings.stall_s)
-        self._emitter = Emitter(self._client)
+        self._reach = failpoints.reach
+        self._keeper = LeaseKeeper(
+            self._client, settings.lease_s, lambda: self.engine.stalled_for > settings.stall_s, failpoints.reach
+        )
+        self._emitter = Emitter(self._client, failpoints.reach)
         self._sweeper = Sweeper(
             self._client,
             lambda job_id, queue: wake(self.app, job_id, queue),
@@ -149,6 +152,7 @@ class WorkerRuntime:
             every_s=settings.sweep_every_s,
             wake_after_s=settings.wake_after_s,
             max_attempts=settings.max_attempts,
+            reach=failpoints.reach,
         )
         self.runner = JobRunner(
             settings=settings,
@@ -236,6 +240,7 @@ class WorkerRuntime:
                 log.critical("the engine has died: this worker stops so that its supervisor starts a new one")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            self._reach("before_heartbeat")
             try:
                 self._client.hset(WORKERS_KEY, self.name, self._info().model_dump_json())
             except RedisError as error:

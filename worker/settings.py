@@ -156,7 +156,9 @@ class Settings(BaseSettings):
     contract: Annotated[int, Field(ge=1, le=2)] = Field(
         2, description="newest job format used: 1 while an upgrade may still have to be taken back"
     )
-    failpoints: str = Field("", description="for tests only: NAME=kill pairs at which a worker kills itself")
+    failpoints: str = Field(
+        "", description="for tests only: NAME=kill or NAME=stop places at which a process kills or stops itself"
+    )
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker import ledger
 from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, WORKERS_KEY
+from worker.failpoints import nowhere
 
 log = logging.getLogger(__name__)
 JOBS_PER_SWEEP = 200
@@ -31,8 +32,10 @@ class Sweeper:
         every_s: float,
         wake_after_s: float,
         max_attempts: int,
+        reach: Callable[[str], None] = nowhere,
     ) -> None:
         self._client = client
+        self._reach = reach
         self._wake = wake
         self._name = name
         self._every = every_s
@@ -63,6 +66,7 @@ class Sweeper:
     def sweep(self) -> int:
         """Check every job that is due; returns how many wake-ups were sent."""
         now_ms = redis_now_ms(self._client)
+        self._reach("before_sweep")
         due = cast("list[Any]", self._client.zrangebyscore(OPEN_KEY, "-inf", now_ms, start=0, num=JOBS_PER_SWEEP))
         woken = 0
         for raw in due:
@@ -75,6 +79,7 @@ class Sweeper:
                 log.exception("job %s cannot be checked; the sweep goes on", job_id)
                 continue
             if swept.action == "wake":
+                self._reach("before_wake")
                 self._wake(job_id, swept.subject)
                 woken += 1
                 log.info("job %s was without a worker: woken again", job_id)

@@ -91,6 +91,8 @@ def free_port() -> int:
 class Deployment:
     """Start and kill the parts at will; every part logs into `folder`."""
 
+    make_child: Callable[..., Child] = Child
+
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.redis = EmbeddedRedis(folder / "redis", port=free_port())
@@ -100,9 +102,9 @@ class Deployment:
         self.children: list[Child] = []
         self.url = ""
 
-    def start_service(self) -> Child:
+    def start_service(self, **settings: str) -> Child:
         port = free_port()
-        child = self._start("service", {"ERASE_PORT": str(port)})
+        child = self._start("service", {"ERASE_PORT": str(port), **settings})
         self.url = f"http://127.0.0.1:{port}"
         until(lambda: self._ready(child), what="the service's readiness")
         return child
@@ -144,7 +146,8 @@ class Deployment:
     def _start(self, name: str, settings: dict[str, str]) -> Child:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("ERASE_")}
         log = self.folder / f"{name}-{len(self.children)}.log"
-        child = Child(name, [sys.executable, "-m", name], {**inherited, **self.settings, **settings}, log)
+        command = [sys.executable, "-m", name]
+        child = self.make_child(name, command, {**inherited, **self.settings, **settings}, log)
         child.start()
         self.children.append(child)
         return child

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +20,6 @@ from tests.system.deployment import (
     stream_events,
     until,
 )
-from worker import failpoints
 from worker.contract import JobState, Priority, TokenPayload, queue_name
 
 QUESTION = bundled_number()
@@ -59,23 +57,6 @@ def assert_answered_once(running: Deployment, job_id: str, question: Question) -
     assert sum(len(token.ids) for token in tokens) == outcome.answer.usage.completion_tokens
     seqs = [event.seq for event in running.events(job_id)]
     assert seqs == list(range(1, len(seqs) + 1))
-
-
-@pytest.mark.parametrize(
-    "place",
-    failpoints.NAMES,
-)
-def test_a_worker_killed_at_any_place_costs_no_request(rescue: Deployment, place: str) -> None:
-    doomed = rescue.start_worker(ERASE_FAILPOINTS=f"{place}=kill")
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(rescue.ask, QUESTION)
-        until(lambda: not doomed.running, what=f"the death of the worker {place}")
-        assert doomed.exit_status == -signal.SIGKILL
-        rescue.start_worker()
-        reply = waiting.result()
-    assert reply.status_code == 200, reply.text
-    assert reply.json()["answer"] == QUESTION.answer
-    assert_answered_once(rescue, reply.json()["id"], QUESTION)
 
 
 def test_a_stream_goes_on_with_the_next_worker_without_a_token_twice(rescue: Deployment) -> None:
