@@ -43,13 +43,18 @@ from worker.contract import EventType, Outcome, Problem, TokenPayload, WorkerInf
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
-@router.get("/models", summary="Models of the workers that are alive", response_model=ModelList)
+@router.get(
+    "/models",
+    summary="Models of the workers that are alive",
+    response_model=ModelList,
+    responses=openapi.MODEL_RESPONSES,
+)
 async def list_models(runtime: Process, caller: JobsCaller) -> ModelList:
     """OpenAI's list of models."""
     return ModelList(data=await _models(runtime))
 
 
-@router.get("/models/{name:path}", summary="One of them", response_model=Model)
+@router.get("/models/{name:path}", summary="One of them", response_model=Model, responses=openapi.MODEL_RESPONSES)
 async def get_model(name: str, runtime: Process, caller: JobsCaller) -> Model:
     """OpenAI's description of a model; 404 if no worker serves it."""
     models = await _models(runtime)

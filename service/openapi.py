@@ -176,6 +176,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "An error in OpenAI's shape", "content": {"application/json": {"schema": _OPENAI_ERROR}}}
     for status in (400, 401, 403, 404, 409, 413, 415, 429, 500, 503, 504)
 }
+MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {status: CHAT_RESPONSES[status] for status in (401, 403, 404, 503)}
 CHAT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
