@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -31,6 +33,7 @@ UPLOAD_TTL_S = 600
 """How long an image waits for its job; `accept` extends it."""
 CONFIRM_MS = 2_000
 _ATTEMPTS = 2
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 _ABANDON_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
 
 
@@ -52,24 +55,20 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     await runtime.admission.take_memory(sum(map(len, files.values())))
     for _ in range(_ATTEMPTS):
         runtime.failpoints.reach("before_store")
-        try:
-            await _store_images(runtime, files)
-        except RedisError as error:
-            logger.error("images cannot be stored: %s", type(error).__name__)
-            raise _refused(error) from None
-        runtime.failpoints.reach("after_store")
         # An image can expire between storing and accepting: store it once more.
-        if (accepted := await _accepted(runtime, job, confirmation)) is not None:
+        if (accepted := await _accepted(runtime, job, confirmation, files)) is not None:
             runtime.metrics.image_bytes.inc(sum(map(len, files.values())))
             return accepted
     raise UnavailableError("An image vanished before the job was accepted.")
 
 
-async def _accepted(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> Accepted | None:
+async def _accepted(
+    runtime: Runtime, job: NewJob, confirmation: Confirmation, files: Mapping[str, bytes] = NO_FILES
+) -> Accepted | None:
     """The reply of `accept`, None if an image is missing. Raises what `accept_job` raises."""
-    accepted, confirmed = await _accept_surely(runtime, job, confirmation)
+    accepted, confirmed = await _accept_surely(runtime, job, confirmation, files)
     if accepted.status == "full" and accepted.subject != "jobs" and await runtime.admission.recount(job.owner):
-        accepted, confirmed = await _accept_surely(runtime, job, confirmation)
+        accepted, confirmed = await _accept_surely(runtime, job, confirmation, files)
     match accepted.status:
         case "mismatch":
             raise IdempotencyMismatchError("The Idempotency-Key was already used with another body.")
@@ -97,19 +96,19 @@ def _full(what: str) -> ServiceError:
     return QueueFullError(PIXELS_FULL if what == "pixels" else JOBS_FULL)
 
 
-async def _store_images(runtime: Runtime, files: Mapping[str, bytes]) -> None:
+def _store_images(pipeline: Pipeline, files: Mapping[str, bytes]) -> None:
     for sha256, data in files.items():
-        pipeline = runtime.redis.pipeline(transaction=False)
         pipeline.set(image_key(sha256), data, ex=UPLOAD_TTL_S, nx=True)
         pipeline.expire(image_key(sha256), UPLOAD_TTL_S, gt=True)
-        await pipeline.execute()
 
 
-async def _accept_surely(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> tuple[Accepted, bool]:
+async def _accept_surely(
+    runtime: Runtime, job: NewJob, confirmation: Confirmation, files: Mapping[str, bytes]
+) -> tuple[Accepted, bool]:
     """Accept, again if the connection broke: the script recognises its own job."""
     for last in (False, True):
         try:
-            return await _accept_once(runtime, job, confirmation)
+            return await _accept_once(runtime, job, confirmation, files)
         except (RedisConnectionError, RedisTimeoutError, OSError):
             if last:
                 # Nobody knows whether it was accepted, and the client is told that it was not.
@@ -121,11 +120,15 @@ async def _accept_surely(runtime: Runtime, job: NewJob, confirmation: Confirmati
     raise AssertionError("unreachable")
 
 
-async def _accept_once(runtime: Runtime, job: NewJob, confirmation: Confirmation) -> tuple[Accepted, bool]:
+async def _accept_once(
+    runtime: Runtime, job: NewJob, confirmation: Confirmation, files: Mapping[str, bytes]
+) -> tuple[Accepted, bool]:
+    """Store the images and accept the job, in one round trip."""
     transition = accept(job)
     for source in (None, script_source(transition.script)):
         # WAITAOF speaks of the connection's own writes, so both travel in one pipeline.
         pipeline = runtime.redis.pipeline(transaction=False)
+        _store_images(pipeline, files)
         if source is None:
             pipeline.evalsha(transition.sha1, 0, *transition.arguments)
         else:
@@ -133,12 +136,20 @@ async def _accept_once(runtime: Runtime, job: NewJob, confirmation: Confirmation
         if confirmation is Confirmation.WAITAOF:
             pipeline.execute_command("WAITAOF", 1, 0, CONFIRM_MS)
         with runtime.nudge.hurrying():
-            reply, *synced = await pipeline.execute(raise_on_error=False)
+            replies = await pipeline.execute(raise_on_error=False)
+        stored = 2 * len(files)
+        reply, *synced = replies[stored:]
         if isinstance(reply, NoScriptError) and source is None:
+            files = NO_FILES
             continue
         if isinstance(reply, Exception):
             raise reply
-        return transition.parse(reply), _is_confirmed(synced, confirmation)
+        runtime.failpoints.reach("after_store")
+        accepted = transition.parse(reply)
+        refusals = [one for one in replies[:stored] if isinstance(one, Exception)]
+        if accepted.status == "missing" and refusals:
+            raise refusals[0]
+        return accepted, _is_confirmed(synced, confirmation)
     raise AssertionError("unreachable")
 
 

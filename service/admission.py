@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 MEMORY_GOOD_FOR_S = 0.5
+COUNTS_GOOD_FOR_S = 0.05
+_MOST_SEEN = 1000
 RECOUNT_EVERY_S = 5.0
 """Between two looks whether counts that refuse somebody are right."""
 
@@ -48,6 +51,7 @@ class Admission:
         self._memory = _Memory(client)
         self._rates: RateLimiter | None = None
         self._recounted: dict[str, float] = {}
+        self._seen: dict[str, _Seen] = {}
 
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
@@ -69,9 +73,14 @@ class Admission:
         Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError` or `StorageFullError`, and `RedisError`.
         """
         await self._check_rate(caller)
-        if not await self._is_known_or_fits(caller, record):
-            length = headers.get("content-length", "")
+        if await self._is_known_or_fits(caller, record):
+            return
+        length = headers.get("content-length", "")
+        try:
             await self._memory.check(int(length) if length.isdigit() else 0, self._settings.redis_headroom)
+        except StorageFullError:
+            if not record or not (await self._look(caller, record))[1]:
+                raise
 
     async def take_memory(self, size: int) -> None:
         """These bytes will be stored in Redis. Raises `StorageFullError` unless they leave the headroom free."""
@@ -107,27 +116,52 @@ class Admission:
 
     async def _is_known_or_fits(self, caller: Caller, record: str) -> bool:
         """True for a question that already is a job: that one may always be attached to."""
+        seen = self._seen.get(caller.owner)
+        if seen is not None and time.monotonic() < seen.good_until and self._problem(caller, seen) is None:
+            # While there was room a moment ago, `accept` alone decides: it counts exactly.
+            return False
+        seen, known = await self._look(caller, record)
+        if known:
+            return True
+        problem = self._problem(caller, seen)
+        if problem is not None and seen.open_jobs < self._settings.max_open_jobs and await self.recount(caller.owner):
+            return False
+        if problem is not None:
+            raise problem
+        return False
+
+    async def _look(self, caller: Caller, record: str) -> tuple[_Seen, bool]:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.exists(record or OPEN_KEY)
         pipeline.zcard(OPEN_KEY)
         pipeline.scard(owner_open_key(caller.owner))
         pipeline.get(OPEN_PIXELS_KEY)
         known, open_jobs, own, pixels = await pipeline.execute()
-        if record and known:
-            return True
-        if open_jobs >= self._settings.max_open_jobs:
-            raise QueueFullError(JOBS_FULL)
-        problem = self._too_many(caller, own, int(pixels or 0))
-        if problem is not None and not await self.recount(caller.owner):
-            raise problem
-        return False
+        seen = _Seen(time.monotonic() + COUNTS_GOOD_FOR_S, open_jobs, own, int(pixels or 0))
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen[caller.owner] = seen
+        return seen, bool(record and known)
 
-    def _too_many(self, caller: Caller, own: int, pixels: int) -> ServiceError | None:
-        if caller.limits.open_jobs is not None and own >= caller.limits.open_jobs:
-            return OpenJobsLimitError(f"As many jobs of this key are open as it may have: {caller.limits.open_jobs}.")
-        if self._settings.max_open_pixels is not None and pixels >= self._settings.max_open_pixels:
+    def _problem(self, caller: Caller, seen: _Seen) -> ServiceError | None:
+        settings, limit = self._settings, caller.limits.open_jobs
+        if seen.open_jobs >= settings.max_open_jobs:
+            return QueueFullError(JOBS_FULL)
+        if limit is not None and seen.own >= limit:
+            return OpenJobsLimitError(f"As many jobs of this key are open as it may have: {limit}.")
+        if settings.max_open_pixels is not None and seen.pixels >= settings.max_open_pixels:
             return QueueFullError(PIXELS_FULL)
         return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Counts of open jobs, their owner's and their pixels, as they were a moment ago."""
+
+    good_until: float
+    open_jobs: int
+    own: int
+    pixels: int
 
 
 JOBS_FULL = "As many jobs are open as this deployment allows."

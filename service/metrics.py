@@ -177,9 +177,6 @@ class ServiceMetrics:
             "erase_rejections", "Requests refused before they became a job", ["reason"], registry=registry
         )
         self.image_bytes = Counter("erase_image_bytes", "Bytes of accepted image files", registry=registry)
-        self.wakeups_failed = Counter(
-            "erase_wakeups_failed", "Wake-ups that could not be sent after accepting", registry=registry
-        )
         self.waiting = Gauge("erase_http_requests_waiting", "Requests that wait for a job", registry=registry)
         build = Gauge("erase_build_info", "Version", ["version", "contract", "component"], registry=registry)
         build.labels(__version__, str(CONTRACT_VERSION), "service").set(1)

@@ -15,7 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.contract import replies_key
+from worker.contract import EventType, replies_key
 from worker.ledger import last_events_async
 
 logger = logging.getLogger("erase.service")
@@ -30,13 +30,15 @@ _LONGEST_PAUSE_S = 1.0
 class Waiter:
     """One request that waits for a job: `changed` is set when there may be events after number `seen`.
 
-    `behind` tells that Redis knows fewer events than this request has seen, or no longer the job.
+    With `only_final` the notices of tokens do not wake it. `behind` tells that Redis knows fewer events than this
+    request has seen, or no longer the job.
     """
 
-    def __init__(self, seen: int) -> None:
+    def __init__(self, seen: int, *, only_final: bool = False) -> None:
         self.changed = asyncio.Event()
         self.seen = seen
         self.behind = False
+        self.only_final = only_final
 
 
 class Replies:
@@ -49,9 +51,9 @@ class Replies:
         self._waiters: dict[str, set[Waiter]] = {}
 
     @contextmanager
-    def waiter(self, job_id: str, seen: int) -> Iterator[Waiter]:
+    def waiter(self, job_id: str, seen: int, *, only_final: bool = False) -> Iterator[Waiter]:
         """Register a waiter while the block runs."""
-        waiter = Waiter(seen)
+        waiter = Waiter(seen, only_final=only_final)
         self._waiters.setdefault(job_id, set()).add(waiter)
         try:
             yield waiter
@@ -76,7 +78,9 @@ class Replies:
             pause = 0.05
             for entry_id, fields in _entries(reply):
                 last = entry_id
-                self._wake(fields.get(b"job", b"").decode())
+                # Workers of contract version 1 do not say of what type the event is.
+                final = fields.get(b"type", b"") != EventType.TOKEN.value.encode()
+                self._wake(fields.get(b"job", b"").decode(), final=final)
 
     async def recheck(self) -> None:
         """Wake waiters whose job has moved without a notice; never returns."""
@@ -97,9 +101,10 @@ class Replies:
                 if waiter.behind or last != waiter.seen:
                     waiter.changed.set()
 
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, job_id: str, *, final: bool) -> None:
         for waiter in self._waiters.get(job_id, ()):
-            waiter.changed.set()
+            if final or not waiter.only_final:
+                waiter.changed.set()
 
 
 def _entries(reply: Any) -> list[Any]:

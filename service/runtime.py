@@ -22,7 +22,6 @@ from service.metrics import ServiceMetrics
 from service.nudge import Nudge
 from service.problems import UnavailableError
 from service.replies import BLOCK_MS, Replies
-from service.wakeups import Wakeups
 from service.workers import Workers
 from worker.failpoints import Failpoints
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("erase.service")
 
 MOST_CONNECTIONS = 16
-"""Connections to Redis for all requests together; one more reads replies, one nudges, and the producer has a few."""
+"""Connections to Redis for all requests together; one more reads replies, and one nudges."""
 _FAREWELL_S = 5.0
 
 
@@ -49,7 +48,6 @@ class Runtime:
     durability: Durability
     nudge: Nudge
     replies: Replies
-    wakeups: Wakeups
     workers: Workers
     failpoints: Failpoints
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -105,7 +103,6 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: Ima
         durability=Durability(client, settings.durability),
         nudge=Nudge(nudger),
         replies=Replies(reader, client, service_id),
-        wakeups=Wakeups(settings.redis_url, metrics.wakeups_failed.inc, failpoints.reach),
         failpoints=failpoints,
         workers=Workers(client),
     )
@@ -121,7 +118,6 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: Ima
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        await asyncio.to_thread(runtime.wakeups.close)
         await runtime.nudge.close()
         await runtime.fetcher.close()
         for connected in (reader, nudger, client):

@@ -14,7 +14,6 @@ from service.intake import Ask, Prepared, prepare
 from service.problems import JobLostError
 from service.runtime import Runtime
 from service.waiting import Watch, remaining_s, resume_after
-from worker.contract import needed_contract, queue_name
 from worker.ledger import NewJob, execute_async, new_job_id, read_job_async, unwatch
 from worker.logs import now_about
 
@@ -31,10 +30,11 @@ class Submission:
     timeout_s: float
 
     async def watch(self) -> Watch:
-        """The request's interest in the job. Raises `JobLostError`."""
+        """The request's interest in the job, in its tokens only if it streams. Raises `JobLostError`."""
         if self.attached:
             return await self._watch_attached()
-        return Watch(self.runtime, self.job_id, after=0, remaining_s=self.timeout_s)
+        only_final = not self.streams
+        return Watch(self.runtime, self.job_id, after=0, remaining_s=self.timeout_s, only_final=only_final)
 
     async def _watch_attached(self) -> Watch:
         runtime, job_id = self.runtime, self.job_id
@@ -50,7 +50,7 @@ class Submission:
 
 
 async def submit(runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask) -> Submission:
-    """Check the question, fetch its images, accept it durably as a job, and wake a worker.
+    """Check the question, fetch its images, and accept it durably as a job, which wakes a worker.
 
     Raises what `prepare`, `ImageFetcher.fetch` and `accept_job` raise.
     """
@@ -67,9 +67,6 @@ async def submit(runtime: Runtime, request: Request, caller: Caller, delivery: D
     attached, job_id = accepted.status == "attached", accepted.subject
     request.scope["erase.job_id"] = job_id
     now_about(job_id=job_id)
-    if not attached:
-        queue = queue_name(prepared.priority, needed_contract(prepared.request))
-        runtime.spawn(runtime.wakeups.send(job_id, queue))
     streams = prepared.stream or delivery.events
     return Submission(runtime, job_id, attached, streams, delivery.last_event, prepared.timeout_s)
 
@@ -94,6 +91,7 @@ def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delive
         body_hash=prepared.body_hash,
         service=runtime.service_id if waits else "",
         request_id=request_id,
+        wake=True,
         trace=delivery.trace,
         wake_after_ms=round(settings.wake_after_s * 1000),
     )

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from service.problems import JobLostError, UnavailableError
 from service.runtime import Runtime
 from worker.contract import EventType, Outcome
-from worker.ledger import Event, Job, execute_async, expire, read_events_async, unwatch
+from worker.ledger import Event, Job, execute_async, expire, read_events_async, read_last_event_async, unwatch
 
 T = TypeVar("T")
 
@@ -30,21 +30,27 @@ _AGAIN_S = 1.0
 class Watch:
     """One request's interest in a job, from event number `after` on; `remaining_s` seconds are left to its deadline.
 
+    With `only_final` nobody cares for tokens: their events are neither waited for nor given.
+
     The ledger must already count this process as a watcher (`accept` or `watch`). Leaving the block gives that up; if
     the job has not ended and `settle` was not called, the client has left, which may cancel the job.
     """
 
-    def __init__(self, runtime: Runtime, job_id: str, *, after: int, remaining_s: float) -> None:
+    def __init__(
+        self, runtime: Runtime, job_id: str, *, after: int, remaining_s: float, only_final: bool = False
+    ) -> None:
         self._runtime = runtime
         self._job_id = job_id
         self._after = after
+        self._only_final = only_final
         self._deadline = time.monotonic() + remaining_s
         self._stack = ExitStack()
         self._finished = False
         self._settled = False
 
     def __enter__(self) -> Self:
-        self._waiter = self._stack.enter_context(self._runtime.replies.waiter(self._job_id, self._after))
+        waiter = self._runtime.replies.waiter(self._job_id, self._after, only_final=self._only_final)
+        self._waiter = self._stack.enter_context(waiter)
         self._stack.enter_context(self._runtime.metrics.waiting.track_inprogress())
         return self
 
@@ -72,7 +78,7 @@ class Watch:
         while True:
             waiter.changed.clear()
             try:
-                events = await read_events_async(self._runtime.redis, self._job_id, waiter.seen)
+                events = await self._read()
                 if not events and (waiter.behind or time.monotonic() >= self._deadline):
                     events = await self._last_resort()
             except (RedisError, OSError):
@@ -93,6 +99,15 @@ class Watch:
             except TimeoutError:
                 if idle_s is not None:
                     yield None
+
+    async def _read(self) -> list[Event]:
+        client, seen = self._runtime.redis, self._waiter.seen
+        if not self._only_final:
+            return await read_events_async(client, self._job_id, seen)
+        last = await read_last_event_async(client, self._job_id)
+        if last is None or last.seq <= seen or last.type is EventType.TOKEN:
+            return []
+        return [last]
 
     async def _last_resort(self) -> list[Event]:
         """The final event, whatever its number: a Redis that crashed may have forgotten the newest events."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-IN_SERVICE = ("before_store", "after_store", "after_accept", "before_wakeup", "after_wakeup", "before_answer")
+IN_SERVICE = ("before_store", "after_store", "after_accept", "before_answer")
 IN_WORKER = (
     "before_lease",
     "after_lease",

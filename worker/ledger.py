@@ -39,6 +39,7 @@ from worker.contract import (
     problem,
     queue_name,
 )
+from worker.wakeups import wakeup_message
 
 T = TypeVar("T")
 
@@ -168,7 +169,8 @@ class Job:
 class NewJob:
     """What `accept` needs to know. Durations in milliseconds; `service` is the process that waits, or empty.
 
-    A bound of 0 is none. `listed_ms` is how long a job may live at most, so how long its owner's list knows it.
+    `wake` puts a wake-up into the queue at once; without one the sweeper sends it. A bound of 0 is none. `listed_ms` is
+    how long a job may live at most, so how long its owner's list knows it.
     """
 
     id: str
@@ -188,6 +190,7 @@ class NewJob:
     service: str = ""
     request_id: str = ""
     trace: str = ""
+    wake: bool = False
     wake_after_ms: int = 5_000
     image_ttl_slack_ms: int = 600_000
 
@@ -216,12 +219,14 @@ def job_id_at(seconds: float) -> str:
 def accept(job: NewJob) -> Transition[Accepted]:
     """Create a job, or attach to the one that its idempotency key already stands for."""
     version = needed_contract(job.request)
+    queue = queue_name(job.priority, version)
     arguments = {
         "id": job.id,
         "owner": job.owner,
         "version": version,
         "priority": job.priority.value,
-        "queue": queue_name(job.priority, version),
+        "queue": queue,
+        "wakeup": wakeup_message(job.id, queue) if job.wake else "",
         "request": job.request.model_dump_json(exclude_defaults=True),  # readable for those who know fewer options
         "images": [image.sha256 for image in job.request.images],
         "timeout_ms": job.timeout_ms,
@@ -418,6 +423,12 @@ async def read_events_async(client: redis.asyncio.Redis, job_id: str, after: int
     """`read_events` on an asyncio client."""
     entries = cast("list[Any]", await client.xrange(events_key(job_id), min=f"({after}-0"))
     return [Event.from_entry(entry) for entry in entries]
+
+
+async def read_last_event_async(client: redis.asyncio.Redis, job_id: str) -> Event | None:
+    """The newest event, None if there is none."""
+    entries = cast("list[Any]", await client.xrevrange(events_key(job_id), count=1))
+    return Event.from_entry(entries[0]) if entries else None
 
 
 async def read_job_async(client: redis.asyncio.Redis, job_id: str) -> Job | None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ALLOWED = {"worker.contract", "worker.failpoints", "worker.ledger", "worker.logs", "worker.settings"}
+ALLOWED = {"worker.contract", "worker.failpoints", "worker.ledger", "worker.logs", "worker.settings", "worker.wakeups"}
 HEAVY = ("torch", "transformers", "erase", "numpy")
 MOST = 1.5
 _CLOCK = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
@@ -52,7 +52,7 @@ def test_the_service_imports_only_what_it_shares_with_the_worker() -> None:
 
 
 def test_those_import_nothing_else_of_ours() -> None:
-    for name in ("contract", "failpoints", "ledger", "logs", "settings"):
+    for name in ("contract", "failpoints", "ledger", "logs", "settings", "wakeups"):
         names = imported(ROOT / "worker" / f"{name}.py")
         assert ours(names, "worker", "service", "erase") <= ALLOWED, name
 

@@ -195,18 +195,6 @@ class TestMetrics:
         assert value("erase_redis_up", {}) == 1
         assert "secret" not in service.http.get("/metrics").text
 
-    def test_a_failed_wake_up_is_counted_and_not_the_clients_error(
-        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def explode(*_: object) -> None:
-            raise ConnectionError
-
-        monkeypatch.setattr("service.wakeups.Wakeups._publish", explode)
-        response = service.ask(headers={"Prefer": "respond-async"})
-        assert response.status_code == 202
-        until(lambda: scraped(service)["erase_wakeups_failed"].samples[0].value == 1, "the count")
-        assert worker.state(response.json()["id"]) is JobState.ACCEPTED
-
 
 class TestKeys:
     KEYS: ClassVar = {"ada": "key-of-ada", "bob": "key-of-bob"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
@@ -12,10 +11,12 @@ import pytest
 import redis
 from celery import Celery
 
-from service.wakeups import Wakeups
+from worker import ledger
 from worker.app import make_app, wake
-from worker.contract import SERVED_CONTRACTS, Priority, queue_name, queue_task
+from worker.contract import SERVED_CONTRACTS, JobRequest, Priority, queue_name, queue_task
+from worker.ledger import NewJob, execute
 from worker.settings import Settings
+from worker.wakeups import wakeup_message
 
 TASKS = sorted({queue_task(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS})
 Publish = Callable[[str, Priority], None]
@@ -37,11 +38,15 @@ def publish(request: pytest.FixtureRequest, app: Celery, redis_url: str) -> Iter
         with Celery("producer", broker=redis_url, set_as_current=False) as bare:
             yield lambda job_id, priority: bare.send_task(TASKS[0], args=[job_id], queue=queue_name(priority)) and None
     else:
-        failures: list[None] = []
-        wakeups = Wakeups(redis_url, lambda: failures.append(None))
-        yield lambda job_id, priority: asyncio.run(wakeups.send(job_id, queue_name(priority)))
-        wakeups.close()
-        assert failures == []
+        client = redis.Redis.from_url(redis_url)
+
+        def accept(job_id: str, priority: Priority) -> None:
+            request = JobRequest(prompt="?", images=())
+            job = NewJob(job_id, "ada", priority, request, 60_000, 60_000, max_open=9, wake=True)
+            assert execute(client, ledger.accept(job)).status == "accepted"
+
+        yield accept
+        client.close()
 
 
 def waiting(client: redis.Redis, priority: Priority) -> list[str]:
@@ -121,3 +126,17 @@ def test_queues_declared_by_worker_and_producer_do_not_mix(
     assert waiting(redis_client, Priority.INTERACTIVE) == ["job_1"]
     lists = [key for key in redis_client.scan_iter() if redis_client.type(key) == b"list"]
     assert sorted(lists) == sorted(queue_name(priority).encode() for priority in Priority)
+
+
+def test_our_own_message_has_all_that_celerys_has(app: Celery, redis_client: redis.Redis) -> None:
+    queue = queue_name(Priority.BATCH)
+    wake(app, "job_1", queue)
+    redis_client.lpush(queue, wakeup_message("job_1", queue))
+    raw: Any = redis_client.lrange(queue, 0, -1)
+    ours, theirs = (json.loads(message) for message in raw)
+    assert ours.keys() == theirs.keys()
+    assert ours["properties"].keys() == theirs["properties"].keys()
+    assert ours["headers"].keys() >= theirs["headers"].keys()
+    assert base64.b64decode(ours["body"]) == base64.b64decode(theirs["body"])
+    for part, name in (("headers", "task"), ("properties", "delivery_info"), ("properties", "body_encoding")):
+        assert ours[part][name] == theirs[part][name]

@@ -1,4 +1,4 @@
--- accept: a new job, its idempotency record, its place in `open` and its images' expiry, or nothing at all.
+-- accept: a new job, its idempotency record, its place in `open`, its images' expiry and its wake-up, or nothing at all.
 local a = cjson.decode(ARGV[1])
 local now = now_ms()
 
@@ -48,5 +48,6 @@ redis.call('ZREMRANGEBYLEX', jobs, '-', '(' .. a.forget_before)
 redis.call('ZADD', jobs, 0, a.id)
 redis.call('PEXPIRE', jobs, a.listed_ms)
 redis.call('HINCRBY', COUNTERS, 'accepted', 1)
+if a.wakeup ~= '' then redis.call('LPUSH', a.queue, a.wakeup) end
 watch(a.id)
 return {'accepted', a.id}

@@ -10,6 +10,6 @@ if missing > 1 then return {'gap', 'gap'} end
 -- A retry after a lost reply must not write the same tokens twice.
 if missing == 1 then
   append(id, type, data)
-  notify(id)
+  notify(id, type)
 end
 return {'ok'}

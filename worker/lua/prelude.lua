@@ -55,10 +55,10 @@ local function append(id, type, data)
   redis.call('HINCRBY', job_key(id), 'seq', 1)
 end
 
-local function notify(id)
+local function notify(id, type)
   for _, service in ipairs(redis.call('HKEYS', watchers_key(id))) do
     local replies = PREFIX .. 'replies:' .. service
-    redis.call('XADD', replies, 'MAXLEN', '~', REPLIES_KEPT, '*', 'job', id)
+    redis.call('XADD', replies, 'MAXLEN', '~', REPLIES_KEPT, '*', 'job', id, 'type', type)
     redis.call('PEXPIRE', replies, REPLIES_TTL_MS)
   end
 end
@@ -69,7 +69,7 @@ local function close(id, state, type, outcome)
   if state == 'dead' then ttl = math.max(ttl, number(id, 'dead_ttl_ms')) end
   redis.call('HSET', job_key(id), 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   append(id, type, outcome)
-  notify(id)
+  notify(id, type)
   redis.call('ZREM', OPEN, id)
   uncount(id)
   redis.call('PEXPIRE', job_key(id), ttl)
