@@ -32,6 +32,12 @@ def limited(redis_url: str, request: pytest.FixtureRequest) -> Iterator[Service]
         yield service
 
 
+@pytest.fixture(autouse=True)
+def fresh_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts are read for every question."""
+    monkeypatch.setattr("service.admission.COUNTS_GOOD_FOR_S", 0.0)
+
+
 def limits(**settings: Any) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("limited", [settings], indirect=True, ids=[""])
 
