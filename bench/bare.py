@@ -25,7 +25,7 @@ QUEUE = "bare:queue"
 def make_service(redis_url: str) -> FastAPI:
     """One route: store, push, wait, answer."""
     app = FastAPI()
-    pool: Any = redis.asyncio.BlockingConnectionPool.from_url(redis_url, max_connections=200)
+    pool: Any = redis.asyncio.BlockingConnectionPool.from_url(redis_url, max_connections=200, socket_timeout=None)
     client = redis.asyncio.Redis.from_pool(pool)
     numbers = itertools.count()
 
@@ -49,7 +49,7 @@ def make_service(redis_url: str) -> FastAPI:
 
 def work(redis_url: str) -> None:
     """Answer jobs until the process ends."""
-    client = redis.Redis.from_url(redis_url)
+    client = redis.Redis.from_url(redis_url, socket_timeout=None)
     while True:
         popped: Any = client.brpop([QUEUE])
         job = popped[1].decode().split()[0]
