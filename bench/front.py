@@ -52,6 +52,7 @@ from service.processes import Child
 from worker.contract import OPEN_KEY, WORKERS_KEY
 
 READY_S = 60.0
+UPLOADS_AT_ONCE = 64
 OVERLOAD_ENGINE_S = 0.05
 REFUSED = (429, 503)
 
@@ -202,10 +203,15 @@ def measure_waiters(folder: Path, count: int) -> Waiters:
 async def _wait_all(
     port: int, children: dict[str, Child], client: redis.Redis, request: bytes, count: int, before: tuple[int, int]
 ) -> Waiters:
-    waiting = [asyncio.create_task(Connection(port).ask(request)) for _ in range(count)]
+    waiting: list[asyncio.Task[RawReply]] = []
     told = time.monotonic()
     while (accepted := client.zcard(OPEN_KEY)) < count:
-        await asyncio.sleep(0.1)
+        early = [task.result() for task in waiting if task.done()]
+        if early:
+            raise BenchmarkError(f"a request did not wait: {early[0].status} {early[0].body[:200]!r}")
+        for _ in range(min(count - len(waiting), accepted + UPLOADS_AT_ONCE - len(waiting))):
+            waiting.append(asyncio.create_task(Connection(port).ask(request)))
+        await asyncio.sleep(0.02)
         if time.monotonic() - told > 5:
             told = time.monotonic()
             progress(f"waiters: {accepted} of {count} wait")
@@ -223,7 +229,7 @@ def _resident(child: Child) -> int:
 
 
 def measure_overload(folder: Path, seconds: float, times: float, image: bytes) -> Overload:
-    """The peak with as many requests as the worker has slots, then an open load of `times` the peak."""
+    """The peak with a queue that is never empty and never full, then an open load of `times` the peak."""
     slots, bound = 4, 32
     settings = {
         "ERASE_INTERACTIVE_SLOTS": str(slots),
@@ -232,9 +238,9 @@ def measure_overload(folder: Path, seconds: float, times: float, image: bytes) -
     }
     request = multipart_request("/v1/ask", image, "what is page ?")
     with stack(folder / "overload", settings) as (port, _, client):
-        asyncio.run(closed_load(port, request, 2 * slots, 2.0))
+        asyncio.run(closed_load(port, request, bound // 2, 2.0))
         progress("overload: the peak")
-        peak = _rate(asyncio.run(closed_load(port, request, 2 * slots, seconds / 3)), seconds / 3)
+        peak = _rate(asyncio.run(closed_load(port, request, bound // 2, seconds / 3)), seconds / 3)
         progress(f"overload: {times:g} times the peak of {peak:.0f} requests/s, for {seconds:g} s")
         replies, late = asyncio.run(open_load(port, request, times * peak, seconds))
         if client.zcard(OPEN_KEY) > bound:

@@ -117,8 +117,8 @@ class Admission:
     async def _is_known_or_fits(self, caller: Caller, record: str) -> bool:
         """True for a question that already is a job: that one may always be attached to."""
         seen = self._seen.get(caller.owner)
-        if seen is not None and time.monotonic() < seen.good_until and self._problem(caller, seen) is None:
-            # While there was room a moment ago, `accept` alone decides: it counts exactly.
+        if seen is not None and time.monotonic() < seen.good_until and self._problem(caller, seen.doubled) is None:
+            # With twice as much there was room a moment ago: `accept`, which counts exactly, need not be spared.
             return False
         seen, known = await self._look(caller, record)
         if known:
@@ -162,6 +162,11 @@ class _Seen:
     open_jobs: int
     own: int
     pixels: int
+
+    @property
+    def doubled(self) -> _Seen:
+        """As if twice as much were open."""
+        return _Seen(self.good_until, 2 * self.open_jobs, 2 * self.own, 2 * self.pixels)
 
 
 JOBS_FULL = "As many jobs are open as this deployment allows."
