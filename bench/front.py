@@ -63,6 +63,8 @@ class Sides:
 
     ours: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
+    alone_s: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of requests that were alone, the whole round trip."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,10 @@ def measure_throughput(folder: Path, repetitions: int, seconds: float, concurren
         stack(folder / "ours", {"ERASE_INTERACTIVE_SLOTS": slots}) as (ours, _, _),
         stack(folder / "bare", {}, bare=True) as (bare, _, _),
     ):
-        for port in (ours, bare):
+        for name, port in (("ours", ours), ("bare", bare)):
             asyncio.run(closed_load(port, request, concurrency, 2.0))
+            alone = asyncio.run(closed_load(port, request, 1, 3.0))
+            sides.alone_s[name] = [reply.seconds for reply in alone]
         for repetition in range(repetitions):
             progress(f"throughput: repetition {repetition + 1} of {repetitions}")
             for port, rates in by_turns([(ours, sides.ours), (bare, sides.bare)], repetition):
@@ -302,11 +306,11 @@ def run(options: argparse.Namespace) -> None:
             ratio = interval([ours / bare for ours, bare in zip(sides.ours, sides.bare, strict=True)])
             results["throughput"] = {**asdict(sides), "ratio": ratio}
             rows = [
-                ["ours", f"{percentile(sides.ours, 50):.0f}", show_interval(ratio)],
-                ["bare FastAPI + Redis", f"{percentile(sides.bare, 50):.0f}", "1"],
+                ["ours", f"{percentile(sides.ours, 50):.0f}", show_interval(ratio), *_alone(sides.alone_s["ours"])],
+                ["bare FastAPI + Redis", f"{percentile(sides.bare, 50):.0f}", "1", *_alone(sides.alone_s["bare"])],
             ]
             print(f"\n{options.concurrency} requests at a time, images of {len(image) / 1000:.0f} kB")
-            print(table(["side", "requests/s", "of bare (95%)"], rows))
+            print(table(["side", "requests/s", "of bare (95%)", "alone p50 ms", "p95 ms"], rows))
         if "waiters" in options.only:
             waiters = measure_waiters(folder, options.waiters)
             results["waiters"] = asdict(waiters)
@@ -330,6 +334,10 @@ def run(options: argparse.Namespace) -> None:
             print(f"\noverload, an engine of {1000 * OVERLOAD_ENGINE_S:.0f} ms per request; others: {overload.others}")
             print(table(header, [row]))
     write_json(options.json, machine, options, results)
+
+
+def _alone(seconds: list[float]) -> list[str]:
+    return [f"{1000 * percentile(seconds, percent):.1f}" for percent in (50, 95)]
 
 
 def main(arguments: list[str] | None = None) -> int:

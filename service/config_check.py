@@ -22,7 +22,7 @@ from worker.ledger import NewJob
 from worker.settings import PREFIX, Settings
 
 SECRET = frozenset({"api_keys", "redis_url"})
-JOB_BYTES = 4 * 1024
+JOB_BYTES = 8 * 1024
 """What the ledger keeps of a job beside its images (docs/runbook.md says how it was measured)."""
 IMAGE_SLACK_S = NewJob.image_ttl_slack_ms / 1000
 USUAL_IMAGE_BYTES = 500_000
