@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-# Tests that only compute run two at a time, on one thread each; those that wait for servers run alone.
+# Tests that only compute, and those with long patience, run two at a time; those that look at the clock run alone.
 BESIDE := --numprocesses 2 --dist loadfile
 
 .PHONY: help
@@ -16,7 +16,8 @@ serve: $(VENV)/.runtime ## start Redis, worker and service here and ask a first 
 .PHONY: test
 test: $(VENV)/.dev ## run all tests, the real stack included
 	@$(BIN)/python -m pytest $(BESIDE) tests/erase tests/bench tests/deploy
-	@$(BIN)/python -m pytest tests/service tests/system tests/worker
+	@$(BIN)/python -m pytest $(BESIDE) tests/system tests/faults
+	@$(BIN)/python -m pytest tests/service tests/worker
 
 # The generator and calibration never meet transformers themselves.
 .PHONY: test-oldest

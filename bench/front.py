@@ -158,7 +158,7 @@ async def closed_load(port: int, request: bytes, concurrency: int, seconds: floa
         connection, replies = Connection(port), []
         while time.perf_counter() < until:
             replies.append(await connection.ask(request))
-        connection.close()
+        await connection.close()
         return replies
 
     return [reply for replies in await asyncio.gather(*(one() for _ in range(concurrency))) for reply in replies]
@@ -214,7 +214,7 @@ async def _wait_all(
         if early:
             raise BenchmarkError(f"a request did not wait: {early[0].status} {early[0].body[:200]!r}")
         for _ in range(min(count - len(waiting), accepted + UPLOADS_AT_ONCE - len(waiting))):
-            waiting.append(asyncio.create_task(Connection(port).ask(request)))
+            waiting.append(asyncio.create_task(_ask_once(port, request)))
         await asyncio.sleep(0.02)
         if time.monotonic() - told > 5:
             told = time.monotonic()
@@ -225,6 +225,14 @@ async def _wait_all(
     replies = await asyncio.gather(*waiting)
     answered = sum(reply.status == 200 for reply in replies)
     return Waiters(count, before[0], connections, before[1], memory, answered)
+
+
+async def _ask_once(port: int, request: bytes) -> RawReply:
+    connection = Connection(port)
+    try:
+        return await connection.ask(request)
+    finally:
+        await connection.close()
 
 
 def _resident(child: Child) -> int:
@@ -290,6 +298,8 @@ async def open_load(port: int, request: bytes, rate: float, seconds: float) -> t
             task.add_done_callback(tasks.discard)
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
+    for connection in idle:
+        await connection.close()
     return replies, late
 
 

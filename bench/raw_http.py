@@ -50,7 +50,7 @@ class Connection:
             try:
                 return await self._ask(request)
             except (OSError, EOFError):
-                self.close()
+                await self.close()
                 if last:
                     raise
         raise AssertionError("unreachable")
@@ -66,12 +66,13 @@ class Connection:
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
         body = await self._reader.readexactly(int(fields.get("content-length", "0")))
         if fields.get("connection", "").lower() == "close":
-            self.close()
+            await self.close()
         return RawReply(int(lines[0].split()[1]), body, fields.get("retry-after", ""), time.perf_counter() - started)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close it; the next request opens another."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._writer.close()
-        self._reader = self._writer = None
+        writer, self._reader, self._writer = self._writer, None, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+                await writer.wait_closed()
