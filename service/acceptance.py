@@ -49,7 +49,8 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     """Accept a job durably; the reply's status is accepted or attached.
 
     Raises `IdempotencyMismatchError`, `OpenJobsLimitError`, `QueueFullError`, `StorageFullError` or
-    `UnavailableError`; then the job does not run.
+    `UnavailableError`. Then there is no job, or, if Redis did not confirm it in time, one that is taken back: its
+    key is free for another try, though a worker may have run it meanwhile.
     """
     confirmation = await runtime.durability.ensure()
     await runtime.admission.take_memory(sum(map(len, files.values())))
@@ -125,6 +126,7 @@ async def _accept_once(
 ) -> tuple[Accepted, bool]:
     """Store the images and accept the job, in one round trip."""
     transition = accept(job)
+    refusals: list[Exception] = []
     for source in (None, script_source(transition.script)):
         # WAITAOF speaks of the connection's own writes, so both travel in one pipeline.
         pipeline = runtime.redis.pipeline(transaction=False)
@@ -140,13 +142,13 @@ async def _accept_once(
         stored = 2 * len(files)
         reply, *synced = replies[stored:]
         if isinstance(reply, NoScriptError) and source is None:
+            refusals = [one for one in replies[:stored] if isinstance(one, Exception)]
             files = NO_FILES
             continue
         if isinstance(reply, Exception):
             raise reply
-        runtime.failpoints.reach("after_store")
         accepted = transition.parse(reply)
-        refusals = [one for one in replies[:stored] if isinstance(one, Exception)]
+        refusals += [one for one in replies[:stored] if isinstance(one, Exception)]
         if accepted.status == "missing" and refusals:
             raise refusals[0]
         return accepted, _is_confirmed(synced, confirmation)

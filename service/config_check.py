@@ -68,7 +68,7 @@ def _parts(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "image URLs are not fetched")
     yield _model(settings)
     if settings.failpoints:
-        yield Finding("warning", "ERASE_FAILPOINTS is for tests: workers will kill themselves")
+        yield Finding("warning", "ERASE_FAILPOINTS is for tests: processes will kill or stop themselves")
 
 
 def _try(what: str, make: Callable[[], object]) -> Iterator[Finding]:

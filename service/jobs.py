@@ -10,7 +10,7 @@ import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from redis.exceptions import RedisError
@@ -45,8 +45,8 @@ MOST_LISTED = 200
 _JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
-class JobReport(Frozen):
-    """A job as its owner sees it. Times are RFC 3339 in UTC."""
+class JobFacts(Frozen):
+    """What is always told of a job. Times are RFC 3339 in UTC."""
 
     id: str
     state: JobState
@@ -54,8 +54,13 @@ class JobReport(Frozen):
     attempt: int
     accepted_at: datetime
     deadline_at: datetime
-    started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class JobReport(JobFacts):
+    """A job as its owner sees it."""
+
+    started_at: datetime | None = None
     answer: Answer | None = None
     problem: Problem | None = None
 
@@ -67,16 +72,9 @@ class JobStatus(Frozen):
     state: JobState
 
 
-class JobEntry(Frozen):
-    """A job in a list. Times are RFC 3339 in UTC; `problem` is the type of what went wrong."""
+class JobEntry(JobFacts):
+    """A job in a list; `problem` is the type of what went wrong."""
 
-    id: str
-    state: JobState
-    priority: Priority
-    attempt: int
-    accepted_at: datetime
-    deadline_at: datetime
-    finished_at: datetime | None = None
     problem: str | None = None
 
 
@@ -172,33 +170,30 @@ async def _ended_if_overdue(runtime: Runtime, job: Job) -> Job:
 
 
 def _entry(job: JobSummary) -> JobEntry:
-    return JobEntry(
-        id=job.id,
-        state=job.state,
-        priority=job.priority,
-        attempt=job.attempt,
-        accepted_at=_time(job.accepted_ms),
-        deadline_at=_time(job.deadline_ms),
-        finished_at=_time(job.finished_ms) if job.finished_ms else None,
-        problem=job.problem,
-    )
+    return JobEntry(**_facts(job), problem=job.problem)
 
 
 def report(job: Job) -> JobReport:
     """A job of the ledger as its owner sees it."""
     outcome = job.outcome
     return JobReport(
-        id=job.id,
-        state=job.state,
-        priority=job.priority,
-        attempt=job.attempt,
-        accepted_at=_time(job.accepted_ms),
-        deadline_at=_time(job.deadline_ms),
+        **_facts(job),
         started_at=_time(job.leased_ms) if job.leased_ms else None,
-        finished_at=_time(job.finished_ms) if job.finished_ms else None,
         answer=outcome.answer if outcome else None,
         problem=outcome.problem if outcome else None,
     )
+
+
+def _facts(job: Job | JobSummary) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "state": job.state,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "accepted_at": _time(job.accepted_ms),
+        "deadline_at": _time(job.deadline_ms),
+        "finished_at": _time(job.finished_ms) if job.finished_ms else None,
+    }
 
 
 async def _wait_for_end(request: Request, runtime: Runtime, job: Job, wait_s: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-IN_SERVICE = ("before_store", "after_store", "after_accept", "before_answer")
+IN_SERVICE = ("before_store", "after_accept", "before_answer")
 IN_WORKER = (
     "before_lease",
     "after_lease",
@@ -54,5 +54,5 @@ class Failpoints:
 
     def reach(self, name: str) -> None:
         """The process got to this place."""
-        if name in self.armed:
-            os.kill(os.getpid(), ACTIONS[self.armed.pop(name)])
+        if name in self.armed and (action := self.armed.pop(name, None)):
+            os.kill(os.getpid(), ACTIONS[action])

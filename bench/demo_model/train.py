@@ -57,10 +57,12 @@ def train(
     seed: int = 0,
     compiled: bool = False,
     start: Path | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Trains until `minutes` of training are used up; writes checkpoint.pt and log.jsonl into `out`.
 
-    `start` is a folder with a smaller model to grow from, used only when there is no checkpoint yet.
+    Without a checkpoint it begins anew: with the encoder of the file `kept` (kept.py), where its training had come to,
+    or with the smaller model in the folder `start`.
     """
     torch.manual_seed(seed)
     if compiled:
@@ -73,7 +75,9 @@ def train(
         grow_from(start, network, out)
     network.to(device)
     optimizers = make_optimizers(network, recipe)
-    progress = _resume(out, network, optimizers) or Progress()
+    progress = _resume(out, network, optimizers)
+    if progress is None:
+        progress = _take_up(kept, network) if kept is not None else Progress()
     share = torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
     share[0] = min(1.0, progress.seconds / (60 * minutes))
     batches = loader(Stream(recipe, out, share, seed + progress.step), workers)
@@ -236,6 +240,12 @@ class _Run:
     def log(self, entry: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({**asdict(self.progress), **entry}) + "\n")
+
+
+def _take_up(file: Path, network: TrainingNetwork) -> Progress:
+    from bench.demo_model.kept import take_up
+
+    return take_up(file, network)
 
 
 def _resume(out: Path, network: TrainingNetwork, optimizers: list[torch.optim.Optimizer]) -> Progress | None:

@@ -1,7 +1,7 @@
 """The making of the demo model: the training's forward pass equals stock code, training goes on where it stopped."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
@@ -15,6 +15,7 @@ from bench.demo_model.data import MARK_CLASSES, Collator, Stream, draw_cells, ma
 from bench.demo_model.evaluate import evaluate, summary
 from bench.demo_model.export import export
 from bench.demo_model.grow import grow_from
+from bench.demo_model.kept import keep, take_up
 from bench.demo_model.network import TrainingNetwork
 from bench.demo_model.recipe import RECIPES, Phase
 from bench.demo_model.tokenizer import SPECIAL, make_tokenizer, save_tokenizer
@@ -183,6 +184,17 @@ class TestTraining:
         assert losses[-1] < losses[0]
         assert [entry["validation"] for entry in log if "validation" in entry] == [{"general": 0.5}] * 2
         assert "training" in capsys.readouterr().err
+        self.check_that_the_encoder_can_be_kept(tmp_path, second)
+
+    def check_that_the_encoder_can_be_kept(self, run, progress):
+        file = run / "kept.safetensors"
+        keep(run, file)
+        network = build(TINY, run)
+        assert asdict(take_up(file, network)) == progress
+        trained = torch.load(run / CHECKPOINT, weights_only=True)["network"]
+        for name, weight in network.state_dict().items():
+            if name.startswith("model.model.visual."):
+                assert torch.equal(weight, trained[name].bfloat16().float())
 
     def test_the_learning_rate_warms_up_then_stays_and_cools_down_before_questions_and_with_them(self):
         phases = (Phase(0.4, (36, 49), 1.0, cells_only=True), Phase(1.0, (36, 49), 1.0))

@@ -209,6 +209,14 @@ def test_a_refusal_comes_before_a_slow_upload_has_ended(limited: Service) -> Non
     assert time.perf_counter() - started < 2
 
 
+def test_a_body_that_does_not_arrive_ends_with_its_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.ask.UPLOAD_TIMEOUT_S", 0.3)
+    url = service.http.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as raw:
+        raw.sendall(b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        assert raw.recv(64).startswith(b"HTTP/1.1 400")
+
+
 def test_a_job_that_ended_twice_counts_back_once(service: Service, worker: FakeWorker) -> None:
     job_id = service.ask(headers=LATER).json()["id"]
     for _ in range(2):

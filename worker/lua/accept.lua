@@ -10,7 +10,11 @@ local function watch(id)
 end
 
 -- The service asks again when the connection broke before it read the reply.
-if redis.call('EXISTS', job_key(a.id)) == 1 then return {'accepted', a.id} end
+if redis.call('EXISTS', job_key(a.id)) == 1 then
+  -- Something is written, so that WAITAOF on this connection waits for the job, too.
+  redis.call('HSET', job_key(a.id), 'id', a.id)
+  return {'accepted', a.id}
+end
 if a.idem ~= '' then
   local known = redis.call('HMGET', a.idem, 'job', 'body')
   if known[1] and redis.call('EXISTS', job_key(known[1])) == 1 then
@@ -48,6 +52,7 @@ redis.call('ZREMRANGEBYLEX', jobs, '-', '(' .. a.forget_before)
 redis.call('ZADD', jobs, 0, a.id)
 redis.call('PEXPIRE', jobs, a.listed_ms)
 redis.call('HINCRBY', COUNTERS, 'accepted', 1)
-if a.wakeup ~= '' then redis.call('LPUSH', a.queue, a.wakeup) end
 watch(a.id)
+-- Whatever is wrong with the queue: the job is accepted, and the sweeper wakes a worker for it.
+if a.wakeup ~= '' then redis.pcall('LPUSH', a.queue, a.wakeup) end
 return {'accepted', a.id}

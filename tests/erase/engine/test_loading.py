@@ -1,5 +1,6 @@
 """Loading models: what is refused, and how content is named."""
 
+import contextlib
 import json
 import shutil
 
@@ -96,6 +97,18 @@ def test_what_is_no_folder_and_no_pinned_hub_model_is_refused(source, revision, 
 def test_unusable_devices_and_types_are_refused(settings, message):
     with pytest.raises(ModelLoadError, match=message):
         load_model(str(STARTER), **settings)
+
+
+def test_code_that_comes_with_a_model_is_never_run(folder):
+    marker = folder / "ran"
+    (folder / "custom.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((folder / name).read_text())
+        config["auto_map"] = {"AutoConfig": "custom.Config", "AutoTokenizer": ["custom.Slow", "custom.Fast"]}
+        (folder / name).write_text(json.dumps(config))
+    with contextlib.suppress(ModelLoadError):
+        load_model(str(folder))
+    assert not marker.exists()
 
 
 def test_weights_as_pickle_are_refused(folder):
