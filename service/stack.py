@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -155,7 +156,8 @@ class Stack:
                     self._stop_child(child, at_once)
         if self.redis is not None:
             self.redis.stop()
-            (self.state / REDIS_URL_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.state / REDIS_URL_FILE).unlink()
 
     def _stop_child(self, child: Child, at_once: threading.Event) -> None:
         child.terminate()

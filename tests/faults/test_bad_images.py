@@ -21,7 +21,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastDeployment]:
 
 def test_every_damaged_image_gets_an_answer_or_a_clear_refusal(stack: FastDeployment) -> None:
     children = {"worker": stack.start_worker(), "service": stack.start_service()}
-    report = ask_all(stack, children, count=250, warm_up=20)
+    report = ask_all(stack, children, count=150, warm_up=10)
     assert report.wrong == []
     assert {"answered", "invalid-image", "unsupported-image-format", "too-large"} <= report.kinds.keys()
     question = bundled_questions()[0]

@@ -22,7 +22,7 @@ from tests.faults.forked import FastDeployment
 from tests.system.deployment import bundled_questions, until
 from worker.settings import Settings
 
-EXAMPLES = int(os.environ.get("ERASE_FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("ERASE_FUZZ_EXAMPLES", "15"))
 SLOWEST_S = 30
 OVERLOADED = {"unavailable", "queue-full", "storage-full", "deadline"}
 
