@@ -17,7 +17,7 @@ import time
 import redis
 
 from worker import ledger
-from worker.app import make_app, served_queues
+from worker.app import consume, make_app
 from worker.contract import (
     WORKERS_KEY,
     Answer,
@@ -114,25 +114,7 @@ def _answer(job: Job) -> Answer:
 def main() -> int:
     """Serve until SIGTERM."""
     settings = load_settings()
-    worker = InstantWorker(settings)
-    threads = settings.interactive_slots + settings.batch_slots + 2
-    try:
-        worker.app.worker_main(
-            [
-                "worker",
-                "--pool=threads",
-                f"--concurrency={threads}",
-                f"--queues={','.join(served_queues(settings))}",
-                f"--hostname={NAME}",
-                "--loglevel=warning",
-                "--without-gossip",
-                "--without-mingle",
-                "--without-heartbeat",
-            ]
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return consume(InstantWorker(settings).app, settings, NAME, "warning")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.admission import JOBS_FULL, MEMORY_FULL, PIXELS_FULL
+from service.admission import JOBS_FULL, PIXELS_FULL
 from service.durability import Confirmation
 from service.problems import (
     IdempotencyMismatchError,
@@ -87,7 +87,7 @@ async def _accepted(
 
 def _refused(error: RedisError) -> ServiceError:
     if isinstance(error, OutOfMemoryError):
-        return StorageFullError(MEMORY_FULL)
+        return StorageFullError()
     return UnavailableError("The request could not be stored at the moment.")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, OutOfMemoryError
+from redis.exceptions import NoPermissionError
 from starlette.datastructures import Headers
 
 from service.auth import Caller
@@ -105,11 +105,7 @@ class Admission:
         if self._rates is None:
             self._rates = _rate_limiter(self._client)
         rate = RateLimitItemPerMinute(most)
-        try:
-            admitted = await self._rates.hit(rate, caller.owner)
-        except OutOfMemoryError:
-            raise StorageFullError(MEMORY_FULL) from None
-        if not admitted:
+        if not await self._rates.hit(rate, caller.owner):
             window = await self._rates.get_window_stats(rate, caller.owner)
             wait = max(1, math.ceil(window.reset_time - time.time()))
             raise RateLimitError(f"This key may ask {most} questions a minute.", retry_after_s=wait)
@@ -170,7 +166,6 @@ class _Seen:
 
 
 JOBS_FULL = "As many jobs are open as this deployment allows."
-MEMORY_FULL = "The store of jobs has no room for another request at the moment."
 PIXELS_FULL = "The images of the open jobs are as large as this deployment allows."
 
 
@@ -206,7 +201,7 @@ class _Memory:
             self._read_at = time.monotonic()
             await self._read()
         if self._most and self._used + self.taken + size > self._most * (1 - headroom):
-            raise StorageFullError(MEMORY_FULL)
+            raise StorageFullError
 
     async def _read(self) -> None:
         try:

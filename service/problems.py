@@ -156,6 +156,9 @@ class StorageFullError(ServiceError):
 
     kind = "storage-full"
 
+    def __init__(self) -> None:
+        super().__init__("The store of jobs has no room for another request at the moment.")
+
 
 class RateLimitError(ServiceError):
     """The key's owner asks more often than it may."""
@@ -279,7 +282,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 async def _on_redis_error(request: Request, error: Exception) -> Response:
     logger.error("Redis failed during %s: %s", request.method, type(error).__name__)
     if isinstance(error, OutOfMemoryError):
-        return await _on_service_error(request, StorageFullError("The store of jobs is full at the moment."))
+        return await _on_service_error(request, StorageFullError())
     return await _on_service_error(request, UnavailableError("The store of jobs cannot be used at the moment."))
 
 

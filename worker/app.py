@@ -16,6 +16,8 @@ from worker.contract import BROKER_TRANSPORT_OPTIONS, OLDEST_CONTRACT, Priority,
 from worker.settings import Settings
 from worker.slots import SlotCycle
 
+SPARE_THREADS = 2
+
 
 def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
     """Build the application; each wake-up calls `run(job_id)` in a thread of the pool."""
@@ -65,6 +67,27 @@ def served_queues(settings: Settings) -> list[str]:
     """Queues that a worker reads: both priorities of every contract version that it serves."""
     versions = range(OLDEST_CONTRACT, settings.contract + 1)
     return [queue_name(priority, version) for version in versions for priority in Priority]
+
+
+def consume(app: Celery, settings: Settings, name: str, log_level: str) -> int:
+    """Run Celery's consumer until a signal; its exit status."""
+    try:
+        app.worker_main(
+            [
+                "worker",
+                "--pool=threads",
+                f"--concurrency={settings.interactive_slots + settings.batch_slots + SPARE_THREADS}",
+                f"--queues={','.join(served_queues(settings))}",
+                f"--hostname={name}",
+                f"--loglevel={log_level}",
+                "--without-gossip",
+                "--without-mingle",
+                "--without-heartbeat",
+            ]
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def wake(app: Celery, job_id: str, queue: str) -> None:

@@ -8,13 +8,12 @@ import threading
 from celery.signals import worker_shutting_down
 
 from erase import EraseError
-from worker.app import served_queues
+from worker.app import consume
 from worker.logs import configure_logging
 from worker.runtime import WorkerRuntime
 from worker.settings import Settings
 
 log = logging.getLogger("worker")
-SPARE_THREADS = 2
 ENGINE_DIED = 1
 
 
@@ -38,29 +37,7 @@ def run_worker(settings: Settings) -> int:
         timer.start()
 
     worker_shutting_down.connect(on_shutting_down)
-    status = _consume(runtime)
+    status = consume(runtime.app, settings, runtime.name, settings.log_level)
     died = not runtime.engine.alive
     runtime.stop()
     return ENGINE_DIED if died else status
-
-
-def _consume(runtime: WorkerRuntime) -> int:
-    """Run Celery's consumer until a signal; its exit status."""
-    settings = runtime.settings
-    try:
-        runtime.app.worker_main(
-            [
-                "worker",
-                "--pool=threads",
-                f"--concurrency={settings.interactive_slots + settings.batch_slots + SPARE_THREADS}",
-                f"--queues={','.join(served_queues(settings))}",
-                f"--hostname={runtime.name}",
-                f"--loglevel={settings.log_level}",
-                "--without-gossip",
-                "--without-mingle",
-                "--without-heartbeat",
-            ]
-        )
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
