@@ -30,6 +30,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="training time over all sessions (%(default)s)")
     parser.add_argument("--device", default="cuda" if _ON_GPU else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw images (%(default)s)")
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, default=10.0, help="training time between checkpoints (%(default)s)"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler)")
     parser.add_argument("--start", type=Path, help="folder of a smaller trained model to grow from")
     parser.add_argument("--kept", type=Path, help="file that `keep` wrote, to go on from on another machine")
@@ -48,6 +51,7 @@ def _train(arguments: argparse.Namespace) -> None:
         compiled=arguments.compile,
         start=arguments.start,
         kept=arguments.kept,
+        checkpoint_minutes=arguments.checkpoint_minutes,
     )
 
 
@@ -85,13 +89,14 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--run", type=Path, default=RUN, help="folder of the checkpoint (%(default)s)")
     parser.add_argument("--recipe", choices=RECIPES, default="gpu" if _ON_GPU else "cpu", help="%(default)s here")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--shard", default="1GB", help="largest file of weights, like 15MB (%(default)s)")
     parser.set_defaults(run_command=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from bench.demo_model.export import export
 
-    export(arguments.run, arguments.out, arguments.recipe)
+    export(arguments.run, arguments.out, arguments.recipe, arguments.shard)
 
 
 def _add_samples(commands: Any) -> None:

@@ -158,7 +158,7 @@ class Stream(IterableDataset[Batch]):
             phase = self.recipe.phase(float(self.progress))
             while kept and kept[0][0] != phase:
                 kept.popleft()
-            if len(kept) > _KEPT:
+            if len(kept) > _KEPT // stride:
                 _, shown, samples = kept.popleft()
                 if phase.cells_only:
                     samples = [moved(one, rng.randint(-_MOVE, _MOVE), rng.randint(-_MOVE, _MOVE)) for one in samples]
@@ -188,7 +188,9 @@ class Stream(IterableDataset[Batch]):
 
 def loader(stream: Stream, workers: int) -> Iterator[Batch]:
     """Batches made by `workers` processes beside the trainer."""
-    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+    ahead = 4 if workers else None
+    pinned = torch.cuda.is_available()
+    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=ahead, pin_memory=pinned))
 
 
 def draw_cells(rng: Random, phase: Phase) -> tuple[int, int]:

@@ -31,8 +31,11 @@ _PROCESSOR: dict[str, Any] = {
 }
 
 
-def export(run: Path, out: Path, recipe_name: str) -> None:
-    """Stock files with float16 weights: configuration, weights, tokenizer, image processor, generation settings."""
+def export(run: Path, out: Path, recipe_name: str, shard: str = "1GB") -> None:
+    """Stock files with float16 weights: configuration, weights, tokenizer, image processor, generation settings.
+
+    No file of weights is larger than `shard`.
+    """
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     network = build(RECIPES[recipe_name], run)
     network.load_state_dict(state["network"])
@@ -43,7 +46,7 @@ def export(run: Path, out: Path, recipe_name: str) -> None:
         eos_token_id=model.config.text_config.eos_token_id,
         pad_token_id=model.config.text_config.pad_token_id,
     )
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=shard)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(run / name, out / name)
     (out / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR, indent=2) + "\n", encoding="utf-8")

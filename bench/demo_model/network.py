@@ -7,7 +7,8 @@ other. A test holds that the logits equal the stock model's, question by questio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,11 +44,22 @@ class Batch:
     families: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("images", "tokens", "positions", "branch", "targets", "marks")
-        }
-        return Batch(**moved, image_start=self.image_start, families=self.families)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU reads while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=change(self.images),
+            tokens=change(self.tokens),
+            positions=change(self.positions),
+            branch=change(self.branch),
+            targets=change(self.targets),
+            marks=change(self.marks),
+        )
 
 
 class TrainingNetwork(nn.Module):
@@ -64,12 +76,12 @@ class TrainingNetwork(nn.Module):
         cells: Tensor = self.cells(encode(self.model.model.visual, batch.images))
         return cells
 
-    def forward(self, batch: Batch, every: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, every: int = 1, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and targets of the answer tokens, (A, V) and (A,), and the cells' logits (B, N, classes).
 
-        The encoder below its merger gets no gradients; of the decoder's layers every `every`-th runs.
+        Of the decoder's layers every `every`-th runs; `frozen`: the encoder below its merger gets no gradients.
         """
-        vision = encode(self.model.model.visual, batch.images, frozen=True)
+        vision = encode(self.model.model.visual, batch.images, frozen=frozen)
         hidden = decode(self.model.model.language_model, batch, vision, every)
         learned = batch.targets >= 0
         return self.model.lm_head(hidden[learned]), batch.targets[learned], self.cells(vision)

@@ -11,16 +11,17 @@ class Phase:
     """A stretch of the curriculum, up to `until` (a share of the whole training).
 
     `cells_only` trains the vision encoder alone, to say what lies in each cell: questions cannot be learned before, and
-    images cost a third without the language model. Questions leave it as it is: the few that fit into a batch would
-    undo what it has learned. `shown` is how often an image is used, where drawing anew would keep
-    a slow trainer waiting. Of the decoder's layers every `every`-th runs: those that have not run yet change nothing
-    when they begin to.
+    images cost a third without the language model. `frozen` leaves the encoder below its merger as it is, and moves the
+    merger slowly: the few questions of a small batch would undo what it has learned. `shown` is how often an image is
+    used, where drawing anew would keep the trainer waiting. Of the decoder's layers every `every`-th runs: those that
+    have not run yet change nothing when they begin to.
     """
 
     until: float
     tokens: tuple[int, int]
     crowd: float
     cells_only: bool = False
+    frozen: bool = False
     shown: int = 1
     every: int = 1
 
@@ -30,8 +31,9 @@ class Recipe:
     """A model's shape and its training.
 
     `batch_tokens` bounds vision tokens plus text tokens of a batch; `rate` is the peak learning rate of Muon, which
-    moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share of the phases without
-    questions, and of those with them, and then brought down to zero.
+    moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share of the training and
+    then brought down to zero; where the encoder stays as it is afterwards, also at the end of the phases without
+    questions.
     """
 
     vision_width: int
@@ -56,8 +58,9 @@ class Recipe:
         return next(phase for phase in self.phases if share <= phase.until)
 
     def part(self, share: float) -> float:
-        """How much of the phases without questions, or of those with them, is done at a share of the training."""
-        change = max((phase.until for phase in self.phases if phase.cells_only), default=0.0)
+        """How much is done of what the learning rate runs over, at a share of the training: all, or a part of it."""
+        split = any(phase.frozen for phase in self.phases)
+        change = max((phase.until for phase in self.phases if phase.cells_only and split), default=0.0)
         return share / change if share < change else (share - change) / (1 - change)
 
     def config(self, vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
@@ -108,32 +111,32 @@ RECIPES = {
         key_value_heads=2,
         phases=(
             Phase(0.45, (42, 144), 1.0, cells_only=True, shown=5),
-            Phase(0.55, (36, 64), 0.25, shown=2, every=2),
-            Phase(0.67, (42, 100), 0.6, shown=2, every=2),
-            Phase(0.77, (49, 169), 1.0, shown=2),
-            Phase(0.90, (64, 400), 1.0, shown=2),
-            Phase(1.00, (64, 1300), 1.0, shown=2),
+            Phase(0.55, (36, 64), 0.25, frozen=True, shown=2, every=2),
+            Phase(0.67, (42, 100), 0.6, frozen=True, shown=2, every=2),
+            Phase(0.77, (49, 169), 1.0, frozen=True, shown=2),
+            Phase(0.90, (64, 400), 1.0, frozen=True, shown=2),
+            Phase(1.00, (64, 1300), 1.0, frozen=True, shown=2),
         ),
         batch_tokens=768,
         questions=8,
     ),
     "gpu": Recipe(
-        vision_width=256,
+        vision_width=192,
         vision_depth=8,
-        vision_mlp=704,
+        vision_mlp=576,
         full_attention=(3, 7),
-        width=320,
+        width=256,
         depth=16,
         mlp=704,
-        heads=10,
+        heads=8,
         key_value_heads=2,
         phases=(
-            Phase(0.06, (42, 100), 1.0, cells_only=True),
-            Phase(0.20, (42, 100), 0.6),
-            Phase(0.50, (64, 576), 1.0),
-            Phase(1.00, (64, 2304), 1.0),
+            Phase(0.10, (42, 144), 1.0, cells_only=True, shown=5),
+            Phase(0.22, (42, 100), 0.6, shown=3),
+            Phase(0.50, (64, 400), 1.0, shown=2),
+            Phase(1.00, (64, 2304), 1.0, shown=2),
         ),
-        batch_tokens=24576,
+        batch_tokens=32768,
         questions=8,
     ),
 }

@@ -34,7 +34,6 @@ CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
 _ADAMW_SCALE = 0.5
 _MERGER = 0.3
-_CHECKPOINT_EVERY = 600.0
 _REPORT_EVERY = 20
 
 
@@ -58,6 +57,7 @@ def train(
     compiled: bool = False,
     start: Path | None = None,
     kept: Path | None = None,
+    checkpoint_minutes: float = 10.0,
 ) -> None:
     """Trains until `minutes` of training are used up; writes checkpoint.pt and log.jsonl into `out`.
 
@@ -81,7 +81,9 @@ def train(
     share = torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
     share[0] = min(1.0, progress.seconds / (60 * minutes))
     batches = loader(Stream(recipe, out, share, seed + progress.step), workers)
-    run = _Run(out, network, optimizers, recipe, progress, 60 * minutes, share, torch.device(device))
+    run = _Run(
+        out, network, optimizers, recipe, progress, 60 * minutes, share, torch.device(device), 60 * checkpoint_minutes
+    )
     run.go(batches)
 
 
@@ -134,7 +136,7 @@ def losses(network: TrainingNetwork, batch: Batch, phase: Phase) -> tuple[Tensor
             cells = network.look(batch)
             answer_loss = right = torch.zeros((), device=cells.device)
         else:
-            logits, targets, cells = network(batch, phase.every)
+            logits, targets, cells = network(batch, phase.every, phase.frozen)
             answer_loss = functional.cross_entropy(logits.float(), targets)
             right = (logits.argmax(-1) == targets).float().mean()
     wanted = torch.zeros_like(cells, dtype=torch.float32)
@@ -161,6 +163,7 @@ class _Run:
         budget: float,
         share: Tensor,
         device: torch.device,
+        save_every: float,
     ) -> None:
         self.out = out
         self.network = network
@@ -170,9 +173,12 @@ class _Run:
         self.budget = budget
         self.share = share
         self.device = device
+        self.save_every = save_every
         self.saved_at = progress.seconds
         self.stopping = False
-        self.recent: list[tuple[float, float, float]] = []
+        self.recent: list[Tensor] = []
+        self.waited = 0.0
+        self.reported_at = progress.seconds
 
     def go(self, batches: Iterator[Batch]) -> None:
         """Trains until the time is used up, or SIGINT or SIGTERM asks to stop; either way a checkpoint is kept."""
@@ -181,13 +187,15 @@ class _Run:
         try:
             while self.progress.seconds < self.budget and not self.stopping:
                 started = training_clock(self.device)
-                self.step(next(batches))
+                batch = next(batches)
+                self.waited += training_clock(self.device) - started
+                self.step(batch)
                 self.progress.seconds += training_clock(self.device) - started
                 self.share[0] = min(1.0, self.progress.seconds / self.budget)
                 bar.update(round(self.progress.seconds) - bar.n)
                 if self.progress.step % _REPORT_EVERY == 0:
                     bar.set_postfix_str(self.report())
-                if self.progress.seconds - self.saved_at > _CHECKPOINT_EVERY:
+                if self.progress.seconds - self.saved_at > self.save_every:
                     self.save()
         finally:
             for number, handler in handlers.items():
@@ -205,7 +213,7 @@ class _Run:
         phase = self.recipe.phase(share)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                slow = _MERGER if group["merger"] and not phase.cells_only else 1.0
+                slow = _MERGER if group["merger"] and phase.frozen else 1.0
                 group["lr"] = rate * group["scale"] * slow
         answer_loss, cell_loss, right = losses(self.network, batch, phase)
         (answer_loss + _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
@@ -216,13 +224,20 @@ class _Run:
         self.progress.step += 1
         self.progress.images += len(batch.images)
         self.progress.answers += int(batch.branch.amax(1).sum())
-        self.recent.append((answer_loss.item(), cell_loss.item(), right.item()))
+        self.recent.append(torch.stack([answer_loss, cell_loss, right]).detach())
 
     def report(self) -> str:
-        answer, cells, right = (sum(column) / len(column) for column in zip(*self.recent, strict=True))
+        answer, cells, right = torch.stack(self.recent).mean(0).tolist()
+        waiting = self.waited / (self.progress.seconds - self.reported_at)
         self.recent.clear()
-        self.log({"loss": round(answer, 4), "cells": round(cells, 5), "right": round(right, 4)})
-        return f"{self.progress.images} images, loss {answer:.3f}, cells {cells:.4f}, tokens right {right:.0%}"
+        self.waited, self.reported_at = 0.0, self.progress.seconds
+        self.log(
+            {"loss": round(answer, 4), "cells": round(cells, 5), "right": round(right, 4), "waiting": round(waiting, 2)}
+        )
+        return (
+            f"{self.progress.images} images, loss {answer:.3f}, cells {cells:.4f}, tokens right {right:.0%}, "
+            f"waiting for images {waiting:.0%}"
+        )
 
     def save(self) -> None:
         self.saved_at = self.progress.seconds

@@ -196,28 +196,28 @@ class TestTraining:
             if name.startswith("model.model.visual."):
                 assert torch.equal(weight, trained[name].bfloat16().float())
 
-    def test_the_learning_rate_warms_up_then_stays_and_cools_down_before_questions_and_with_them(self):
-        phases = (Phase(0.4, (36, 49), 1.0, cells_only=True), Phase(1.0, (36, 49), 1.0))
-        recipe = replace(RECIPES["cpu"], phases=phases, cooldown=0.5)
-        assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.rate / recipe.warmup_steps)
-        for start, length in ((0.0, 0.4), (0.4, 0.6)):
+    def test_the_learning_rate_warms_up_stays_and_cools_down_also_before_the_encoder_freezes(self):
+        phases = (Phase(0.4, (36, 49), 1.0, cells_only=True), Phase(1.0, (36, 49), 1.0, frozen=True))
+        split = replace(RECIPES["cpu"], phases=phases, cooldown=0.5)
+        whole = replace(split, phases=tuple(replace(phase, frozen=False) for phase in phases))
+        assert learning_rate(split, 0, 0.0) == pytest.approx(split.rate / split.warmup_steps)
+        for recipe, start, length in ((split, 0.0, 0.4), (split, 0.4, 0.6), (whole, 0.0, 1.0)):
             rates = [learning_rate(recipe, 5000, start + length * part) for part in (0.0, 0.49, 0.75, 0.9999)]
             assert rates[:2] == [recipe.rate, recipe.rate]
             assert rates[2] == pytest.approx(recipe.rate / 2)
             assert 0 < rates[3] < 0.05 * recipe.rate
 
-    def test_questions_leave_the_encoder_as_it_is_and_cells_teach_it(self, network, tokenizer_folder):
+    @pytest.mark.parametrize(("cells_only", "frozen"), [(True, False), (False, False), (False, True)])
+    def test_a_phase_says_what_learns(self, network, tokenizer_folder, cells_only, frozen):
         samples = samples_of(6, 4)
         batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
-        for cells_only in (False, True):
-            network.zero_grad()
-            answers, cells, _ = losses(network, batch, Phase(1.0, (24, 24), 1.0, cells_only=cells_only))
-            (answers + cells).backward()
-            learns = {name for name, weight in network.named_parameters() if weight.grad is not None}
-            encoder = {name for name in learns if ".blocks." in name or ".patch_embed." in name}
-            assert bool(encoder) == cells_only
-            assert any(".merger." in name for name in learns)
-            assert any(".language_model." in name for name in learns) != cells_only
+        answers, cells, _ = losses(network, batch, Phase(1.0, (24, 24), 1.0, cells_only=cells_only, frozen=frozen))
+        (answers + cells).backward()
+        learns = {name for name, weight in network.named_parameters() if weight.grad is not None}
+        encoder = {name for name in learns if ".blocks." in name or ".patch_embed." in name}
+        assert bool(encoder) != frozen
+        assert any(".merger." in name for name in learns)
+        assert any(".language_model." in name for name in learns) != cells_only
 
     def test_layers_that_have_not_run_yet_change_nothing_when_they_begin_to(self, tokenizer_folder):
         torch.manual_seed(0)
