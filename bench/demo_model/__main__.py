@@ -17,7 +17,7 @@ _ON_GPU = torch.cuda.is_available()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.demo_model", description="Makes the bundled demo model.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_train, _add_keep, _add_evaluate, _add_export, _add_samples):
+    for add in (_add_train, _add_evaluate, _add_export, _add_samples):
         add(commands)
     arguments = parser.parse_args()
     arguments.run_command(arguments)
@@ -34,8 +34,9 @@ def _add_train(commands: Any) -> None:
         "--checkpoint-minutes", type=float, default=10.0, help="training time between checkpoints (%(default)s)"
     )
     parser.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler)")
-    parser.add_argument("--start", type=Path, help="folder of a smaller trained model to grow from")
-    parser.add_argument("--kept", type=Path, help="file that `keep` wrote, to go on from on another machine")
+    parser.add_argument(
+        "--start", type=Path, help="model folder of the same recipe to go on from, without a checkpoint"
+    )
     parser.set_defaults(run_command=_train)
 
 
@@ -50,22 +51,8 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.workers,
         compiled=arguments.compile,
         start=arguments.start,
-        kept=arguments.kept,
         checkpoint_minutes=arguments.checkpoint_minutes,
     )
-
-
-def _add_keep(commands: Any) -> None:
-    parser = commands.add_parser("keep", help="write the encoder of an unfinished training into a small file")
-    parser.add_argument("file", type=Path, help="safetensors file to write")
-    parser.add_argument("--run", type=Path, default=RUN, help="folder of the checkpoint (%(default)s)")
-    parser.set_defaults(run_command=_keep)
-
-
-def _keep(arguments: argparse.Namespace) -> None:
-    from bench.demo_model.kept import keep
-
-    keep(arguments.run, arguments.file)
 
 
 def _add_evaluate(commands: Any) -> None:

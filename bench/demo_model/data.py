@@ -175,7 +175,7 @@ class Stream(IterableDataset[Batch]):
         columns, rows = draw_cells(rng, phase)
         text = 0 if phase.cells_only else 20 + round(18 * min(self.recipe.questions, 2.5 + 5 * phase.crowd))
         count = max(1, self.recipe.batch_tokens // (columns * rows + text))
-        families = list(synthetic.FAMILIES)
+        families = [*synthetic.FAMILIES, *self.recipe.harder]
         samples = []
         for _ in range(count):
             if phase.cells_only and rng.random() < _DENSE_SHARE:

@@ -71,20 +71,15 @@ class TrainingNetwork(nn.Module):
         self.cells = nn.Linear(model.config.text_config.hidden_size, mark_classes)
         nn.init.constant_(self.cells.bias, -5.0)  # nearly every class is absent from nearly every cell
 
-    def look(self, batch: Batch) -> Tensor:
-        """The cells' logits (B, N, classes) alone."""
-        cells: Tensor = self.cells(encode(self.model.model.visual, batch.images))
-        return cells
+    def look(self, batch: Batch, frozen: bool = False) -> Tensor:
+        """Vision tokens (B, N, D); `frozen`: without gradients."""
+        return encode(self.model.model.visual, batch.images, frozen=frozen)
 
-    def forward(self, batch: Batch, every: int = 1, frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of the answer tokens, (A, V) and (A,), and the cells' logits (B, N, classes).
-
-        Of the decoder's layers every `every`-th runs; `frozen`: the encoder below its merger gets no gradients.
-        """
-        vision = encode(self.model.model.visual, batch.images, frozen=frozen)
-        hidden = decode(self.model.model.language_model, batch, vision, every)
+    def answer(self, batch: Batch, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (A, V) of the answer tokens of all questions, and the right ones (A,)."""
+        hidden = decode(self.model.model.language_model, batch, vision)
         learned = batch.targets >= 0
-        return self.model.lm_head(hidden[learned]), batch.targets[learned], self.cells(vision)
+        return self.model.lm_head(hidden[learned]), batch.targets[learned]
 
 
 def compile_layers() -> None:
@@ -95,10 +90,10 @@ def compile_layers() -> None:
 
 
 def encode(visual: Any, images: Tensor, *, frozen: bool = False) -> Tensor:
-    """Vision tokens (B, N, D) of uint8 images (B, H, W, 3), in reading order; `frozen`: only the merger learns."""
+    """Vision tokens (B, N, D) of uint8 images (B, H, W, 3), in reading order; `frozen`: without gradients."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         hidden = _encode_patches(visual, images)  # (B, rows, columns, 4, D)
-    tokens: Tensor = visual.merger(hidden.flatten(0, 3))
+        tokens: Tensor = visual.merger(hidden.flatten(0, 3))
     return tokens.view(len(images), hidden.shape[1] * hidden.shape[2], -1)
 
 
@@ -116,15 +111,15 @@ def _encode_patches(visual: Any, images: Tensor) -> Tensor:
     return _from_windows(hidden, rows, columns)
 
 
-def decode(language_model: Any, batch: Batch, vision: Tensor, every: int = 1) -> Tensor:
-    """Hidden states (B, L, D) after the last norm; of the layers every `every`-th runs, the last among them."""
+def decode(language_model: Any, batch: Batch, vision: Tensor) -> Tensor:
+    """Hidden states (B, L, D) after the last norm."""
     start = batch.image_start
     hidden = language_model.embed_tokens(batch.tokens)
     after = start + vision.shape[1]
     hidden = torch.cat([hidden[:, :start], vision.to(hidden.dtype), hidden[:, after:]], dim=1)
     mask = attention_mask(batch.branch)
     cos, sin = _text_angles(language_model, batch.positions)
-    for layer in language_model.layers[every - 1 :: every]:
+    for layer in language_model.layers:
         hidden = _decoder_layer(layer, hidden, cos, sin, mask)
     return _norm(language_model.norm, hidden)
 

@@ -19,10 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from bench.demo_model.data import MARK_CLASSES, Stream, loader, mark_weights
-from bench.demo_model.grow import grow_from
 from bench.demo_model.muon import Muon
 from bench.demo_model.network import Batch, TrainingNetwork, compile_layers
 from bench.demo_model.precision import reduced_precision
@@ -33,7 +37,6 @@ from bench.demo_model.validate import validate
 CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
 _ADAMW_SCALE = 0.5
-_MERGER = 0.3
 _REPORT_EVERY = 20
 
 
@@ -56,13 +59,11 @@ def train(
     seed: int = 0,
     compiled: bool = False,
     start: Path | None = None,
-    kept: Path | None = None,
     checkpoint_minutes: float = 10.0,
 ) -> None:
     """Trains until `minutes` of training are used up; writes checkpoint.pt and log.jsonl into `out`.
 
-    Without a checkpoint it begins anew: with the encoder of the file `kept` (kept.py), where its training had come to,
-    or with the smaller model in the folder `start`.
+    Without a checkpoint it begins anew: with the weights of the model in the folder `start`, or with random ones.
     """
     torch.manual_seed(seed)
     if compiled:
@@ -72,12 +73,11 @@ def train(
         save_tokenizer(out)
     network = build(recipe, out)
     if start is not None and not (out / CHECKPOINT).exists():
-        grow_from(start, network, out)
+        trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
+        network.model.load_state_dict(trained.state_dict())
     network.to(device)
     optimizers = make_optimizers(network, recipe)
-    progress = _resume(out, network, optimizers)
-    if progress is None:
-        progress = _take_up(kept, network) if kept is not None else Progress()
+    progress = _resume(out, network, optimizers) or Progress()
     share = torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
     share[0] = min(1.0, progress.seconds / (60 * minutes))
     batches = loader(Stream(recipe, out, share, seed + progress.step), workers)
@@ -105,44 +105,47 @@ def build(recipe: Recipe, tokenizer_folder: Path) -> TrainingNetwork:
 def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms, biases, the first and the last layer.
 
-    `scale` of a group multiplies the learning rate; the merger, between encoder and language model, has its own groups.
+    `scale` of a group multiplies the learning rate.
     """
-    groups: dict[tuple[bool, bool], list[Tensor]] = {(a, b): [] for a in (True, False) for b in (True, False)}
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, weight in network.named_parameters():
         inside = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
-        groups[inside, ".merger." in name].append(weight)
-
-    def grouped(inside: bool, scale: float) -> list[dict[str, Any]]:
-        return [{"params": groups[inside, merger], "scale": scale, "merger": merger} for merger in (False, True)]
-
+        (matrices if inside else others).append(weight)
     return [
-        Muon(grouped(True, 1.0), lr=recipe.rate, weight_decay=recipe.weight_decay),
+        Muon([{"params": matrices, "scale": 1.0}], lr=recipe.rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(
-            grouped(False, _ADAMW_SCALE), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+            [{"params": others, "scale": _ADAMW_SCALE}],
+            lr=recipe.rate,
+            betas=(0.9, 0.98),
+            weight_decay=recipe.weight_decay,
         ),
     ]
 
 
 def learning_rate(recipe: Recipe, step: int, share: float) -> float:
-    """Warm-up by steps, then flat, then down to zero over the last `cooldown` share of each part of the training."""
+    """Warm-up by steps, then flat, then down to zero over the last `cooldown` share of the training."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return recipe.rate * warm * min(1.0, max(0.02, (1 - recipe.part(share)) / recipe.cooldown))
+    return recipe.rate * warm * min(1.0, max(0.02, (1 - share) / recipe.cooldown))
 
 
 def losses(network: TrainingNetwork, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of the answers, loss of the cells, and the share of answer tokens that are right."""
+    """Loss of the answers, loss of the cells, and the share of answer tokens that are right; zeros for what rests."""
+    answer_loss = cell_loss = right = torch.zeros((), device=batch.images.device)
     with reduced_precision(batch.images.device):
-        if phase.cells_only:
-            cells = network.look(batch)
-            answer_loss = right = torch.zeros((), device=cells.device)
-        else:
-            logits, targets, cells = network(batch, phase.every, phase.frozen)
+        vision = network.look(batch, phase.frozen)
+        if not phase.cells_only:
+            logits, targets = network.answer(batch, vision)
             answer_loss = functional.cross_entropy(logits.float(), targets)
             right = (logits.argmax(-1) == targets).float().mean()
-    wanted = torch.zeros_like(cells, dtype=torch.float32)
-    wanted[batch.marks.unbind(1)] = 1.0
-    weights = mark_weights().to(cells.device)
-    return answer_loss, functional.binary_cross_entropy_with_logits(cells.float(), wanted, weights), right
+        if not phase.frozen:
+            cells = network.cells(vision)
+    if not phase.frozen:
+        wanted = torch.zeros_like(cells, dtype=torch.float32)
+        wanted[batch.marks.unbind(1)] = 1.0
+        weights = mark_weights().to(cells.device)
+        cell_loss = functional.binary_cross_entropy_with_logits(cells.float(), wanted, weights)
+    return answer_loss, cell_loss, right
 
 
 def training_clock(device: torch.device) -> float:
@@ -213,8 +216,7 @@ class _Run:
         phase = self.recipe.phase(share)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                slow = _MERGER if group["merger"] and phase.frozen else 1.0
-                group["lr"] = rate * group["scale"] * slow
+                group["lr"] = rate * group["scale"]
         answer_loss, cell_loss, right = losses(self.network, batch, phase)
         (answer_loss + _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -255,12 +257,6 @@ class _Run:
     def log(self, entry: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({**asdict(self.progress), **entry}) + "\n")
-
-
-def _take_up(file: Path, network: TrainingNetwork) -> Progress:
-    from bench.demo_model.kept import take_up
-
-    return take_up(file, network)
 
 
 def _resume(out: Path, network: TrainingNetwork, optimizers: list[torch.optim.Optimizer]) -> Progress | None:

@@ -1,5 +1,7 @@
 """What only a GPU can show: the same stage 1, the recorded runs, and 16-bit models. Skipped where there is none."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from erase_cases import HALF, MANIFEST, load_case
@@ -15,6 +17,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 STEPS = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+
+
+@pytest.fixture(autouse=True)
+def _whole_float32() -> Iterator[None]:
+    """The patch embedding is a convolution, and those round to TF32 unless told not to."""
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def pictures() -> list[torch.Tensor]:
