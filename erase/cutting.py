@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from erase.attention import vision_attention
-from erase.methods.base import ScoreContext
+from erase.errors import InputError
+from erase.methods.base import Attention, Method, ScoreContext
 from erase.models.base import VisionLanguageAdapter
 from erase.rows import PromptRows
-from erase.selection import top_indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,27 @@ class LayerRun:
     output: Tensor
     cos: Tensor
     sin: Tensor
+
+
+@torch.no_grad()
+def cut_before_layers(prompt: PromptRows, states: Tensor) -> Tensor:
+    """Make the cut that a prompt plans before the first layer, if it does.
+
+    Args:
+        prompt: loses its dropped rows.
+        states: [vision tokens after stage 1, d], what enters the decoder without the cut.
+
+    Returns:
+        [vision tokens left, d].
+    """
+    cut = prompt.next_cut
+    if cut is None or cut.after_layers > 0:
+        return states
+    context = _context(prompt, attention=_no_attention, states=lambda: states)
+    chosen = _chosen(prompt, context)
+    merged = states if chosen is None else prompt.method.merge(context, chosen)
+    prompt.keep(cut, _all_of(prompt) if chosen is None else chosen)
+    return merged
 
 
 @torch.no_grad()
@@ -44,16 +65,16 @@ def cut_prompt(
     cut = prompt.next_cut
     if cut is None or cut.after_layers != run.layer + 1:
         return None
-    frozen = prompt.frozen_choice
-    if frozen is not None:
-        return prompt.keep(cut, frozen)
     columns = prompt.columns
     source = prompt.method.query_source(adapter.architecture)
     states = run.output if source == "output" else run.input
 
-    def attention(queries: Literal["question", "last"] = "question") -> Tensor:
+    def attention(queries: Literal["question", "last"] | Tensor = "question") -> Tensor:
         key = keys()
-        asking = prompt.queries if queries == "question" else torch.tensor([prompt.rows - 1], device=columns.device)
+        if isinstance(queries, Tensor):
+            asking = prompt.queries[queries.to(columns.device)]
+        else:
+            asking = prompt.queries if queries == "question" else torch.tensor([prompt.rows - 1], device=columns.device)
         # Rows, layer and rotations may lie on different devices of a model that is spread over several.
         hidden, cos, sin = (
             part[(asking + start).to(part.device)].to(key.device) for part in (states, run.cos, run.sin)
@@ -61,17 +82,49 @@ def cut_prompt(
         query = adapter.scoring_query(run.layer, hidden, cos, sin, normed=source == "normed_input")
         return vision_attention(query, key, asking.to(key.device), columns.to(key.device), scale=adapter.scale)
 
-    context = ScoreContext(
+    places = (columns + start).to(run.output.device)
+    context = _context(prompt, attention=attention, states=lambda: run.output[places])
+    chosen = _chosen(prompt, context)
+    if chosen is None:
+        return prompt.keep(cut, _all_of(prompt))
+    if type(prompt.method).merge is not Method.merge:
+        run.output[places[chosen.to(places.device)]] = prompt.method.merge(context, chosen).to(run.output)
+    return prompt.keep(cut, chosen)
+
+
+def _context(prompt: PromptRows, *, attention: Attention, states: Callable[[], Tensor]) -> ScoreContext:
+    cut = prompt.next_cut
+    assert cut is not None, "no cut is planned"  # noqa: S101
+    return ScoreContext(
         cut=cut,
         cut_index=len(prompt.done),
         survivors=prompt.survivors,
         preselection=prompt.preselection,
         attention=attention,
+        states=states,
+        encoded=prompt.encoded,
     )
-    if cut.keep >= len(columns):
-        return prompt.keep(cut, torch.arange(len(columns), device=columns.device))
-    chosen = top_indices(prompt.method.score(context), cut.keep)
-    return prompt.keep(cut, chosen.to(columns.device))
+
+
+def _chosen(prompt: PromptRows, context: ScoreContext) -> Tensor | None:
+    """What the next cut keeps, as places among the survivors: as it did before, or chosen anew; None keeps all."""
+    frozen = prompt.frozen_choice
+    if frozen is not None:
+        return frozen
+    if context.cut.keep >= len(context.survivors):
+        return None
+    chosen = prompt.method.choose(context).to(context.survivors.device)
+    if len(chosen) != context.cut.keep:
+        raise InputError(f"the method {prompt.method.name!r} chose {len(chosen)} tokens, not {context.cut.keep}")
+    return chosen
+
+
+def _all_of(prompt: PromptRows) -> Tensor:
+    return torch.arange(len(prompt.survivors), device=prompt.index.device)
+
+
+def _no_attention(queries: object = "question") -> Tensor:
+    raise InputError("before the first layer no text has looked at the vision tokens")
 
 
 def add_deep_features(hidden: Tensor, prompt: PromptRows, start: int, features: Tensor) -> None:

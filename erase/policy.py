@@ -115,8 +115,63 @@ class BudgetPolicy:
         return replace(self, retention=retention)
 
 
-Policy = BinnedPolicy | BudgetPolicy
-_KINDS: dict[str, type[BinnedPolicy] | type[BudgetPolicy]] = {"binned": BinnedPolicy, "budget": BudgetPolicy}
+BASELINES = (
+    "cdpruner",
+    "divprune",
+    "downsample",
+    "fastv",
+    "holov",
+    "pooling",
+    "prumerge",
+    "pyramiddrop",
+    "random",
+    "sparsevlm",
+    "visionzip",
+    "vispruner",
+    "vscan",
+)
+"""Other training-free methods, see `erase.methods.baselines`."""
+
+
+@dataclass(frozen=True)
+class BaselinePolicy:
+    """Another method than ERASE, to compare with.
+
+    Args:
+        method: one of `BASELINES`.
+        retention: fraction of the prompt's vision tokens to keep, in (0, 1]; 1 prunes none.
+        measure: what `retention` counts: the tokens left at the end, or those run with, averaged over layers.
+        seed: of methods that draw.
+
+    Raises:
+        PolicyError: a value is out of its range.
+    """
+
+    method: str
+    retention: float
+    measure: Measure = "final"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in BASELINES:
+            raise PolicyError(f"method must be one of {', '.join(BASELINES)}, got {self.method!r}")
+        object.__setattr__(self, "retention", _fraction("retention", self.retention))
+        if self.measure not in ("final", "layer_average"):
+            raise PolicyError(f"measure must be final or layer_average, got {self.measure!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise PolicyError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+
+    def with_retention(self, retention: float) -> "BaselinePolicy":
+        """The same method with another retention."""
+        return replace(self, retention=retention)
+
+
+Policy = BinnedPolicy | BudgetPolicy | BaselinePolicy
+_KINDS: dict[str, type[BinnedPolicy] | type[BudgetPolicy] | type[BaselinePolicy]] = {
+    "binned": BinnedPolicy,
+    "budget": BudgetPolicy,
+    "baseline": BaselinePolicy,
+}
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erase.methods.base import Cut, Method, Preselection
+from erase.methods.base import Cut, EncodedPrompt, Method, Preselection
 from erase.trace import CutTrace
 
 TEXT = -1
@@ -36,6 +36,8 @@ class PromptRows:
         self.method = method
         self.preselection = preselection
         self.cuts = tuple(cuts)
+        self.encoded: EncodedPrompt | None = None
+        """What its cuts may look at, where its method asks for it."""
         self._frozen = tuple(frozen)
         self.done: list[CutTrace] = []
         """Cuts already made."""

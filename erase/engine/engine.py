@@ -133,9 +133,11 @@ class Engine:
 
         Raises:
             ContextLengthError: prompt and answer do not fit into the context, or into all of the cache.
+            UnsupportedError: the method needs what the model does not show.
             EngineStoppedError: the engine has not been started, has stopped or has failed.
         """
         self._require_room(sequence)
+        self._loaded.adapter.require_support(sequence.method)
         architecture = self._loaded.adapter.architecture
         few = sequence.preselection.tokens < self._limits.min_vision_tokens
         if few and sequence.method.plan(sequence.preselection, architecture):

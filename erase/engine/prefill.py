@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from erase.cutting import LayerRun, add_deep_features, cut_prompt
+from erase.cutting import LayerRun, add_deep_features, cut_before_layers, cut_prompt
 from erase.engine.attention import Attention
 from erase.engine.cache import CachePool, SequenceCache
 from erase.engine.sequence import Sequence
-from erase.methods.base import Cut
+from erase.methods.base import Cut, EncodedPrompt
 from erase.models.base import VisionFeatures, VisionLanguageAdapter
 from erase.rows import PromptRows
 from erase.trace import CutTrace
@@ -142,8 +143,12 @@ class Prefill:
             cuts = method.plan(preselection, adapter.architecture)
             tokens = sequence.prompt.tokens.to(device)
             rows = PromptRows(method, preselection, cuts, tokens == adapter.image_token_id, sequence.frozen_cuts)
+            if method.sees_features:
+                asking = tokens[rows.index[rows.queries]]
+                rows.encoded = EncodedPrompt(feature.tokens, partial(adapter.embed_tokens, asking), feature.attention)
+            vision = cut_before_layers(rows, method.postencode(feature.tokens, preselection))
             states = adapter.embed_tokens(tokens[rows.index])
-            states[rows.columns] = method.postencode(feature.tokens, preselection).to(states.dtype)
+            states[rows.columns] = vision.to(states.dtype)
             self.prompts.append(PackedPrompt(sequence, rows, cache, feature.deep, offset, {}))
             offset += rows.rows
             hidden.append(states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from erase.engine.cache import CachePool, SequenceCache, planned_lengths
 from erase.engine.prefill import PackedPrompt, StepRows
@@ -27,15 +27,24 @@ FIRST_ROOM = 64
 """Tokens of an answer that a sequence has room for in its cache at first; doubled when they are used up."""
 
 
-def planned_cache(sequence: Sequence, architecture: Architecture) -> tuple[int, ...]:
-    """Rows per layer that a sequence will have cached after prefill."""
-    preselection = sequence.preselection
-    return planned_lengths(
-        text=len(sequence.prompt.tokens) - preselection.tokens,
-        vision=len(preselection.kept),
-        cuts=sequence.method.plan(preselection, architecture),
-        depth=architecture.depth,
-    )
+@dataclass(frozen=True)
+class PromptPlan:
+    """What a sequence's prompt will cost: rows that enter the decoder, and rows per layer cached after prefill."""
+
+    entering: int
+    cached: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequence: Sequence, architecture: Architecture) -> PromptPlan:
+        preselection = sequence.preselection
+        text = len(sequence.prompt.tokens) - preselection.tokens
+        cuts = sequence.method.plan(preselection, architecture)
+        vision = len(preselection.kept)
+        early = [cut.keep for cut in cuts if cut.after_layers == 0]
+        return cls(
+            entering=text + min(early, default=vision),
+            cached=planned_lengths(text=text, vision=vision, cuts=cuts, depth=architecture.depth),
+        )
 
 
 class RunningSequence:
@@ -54,14 +63,13 @@ class RunningSequence:
         self._times: tuple[float, float, float] | None = None
         self._cache: SequenceCache | None = None
         self._prompt: PackedPrompt | None = None
-        self.planned = planned_cache(sequence, architecture)
-        """Rows per layer after prefill."""
+        self.plan = PromptPlan.of(sequence, architecture)
 
     @property
     def candidate(self) -> Candidate:
         """What admission needs to know."""
         return Candidate(
-            pruned_length=self.sequence.pruned_length,
+            pruned_length=self.plan.entering,
             cache_rows=self._rows_with(self._first_room),
             alone=self.sequence.alone,
         )
@@ -85,7 +93,7 @@ class RunningSequence:
         Raises:
             MemoryError: the pool has too few; admission must not let that happen.
         """
-        self._cache = SequenceCache.create(pool, self.planned, self._first_room)
+        self._cache = SequenceCache.create(pool, self.plan.cached, self._first_room)
         if self._cache is None:
             raise MemoryError(f"the pool of caches has {pool.free} rows left, {self.candidate.cache_rows} are needed")
         return self._cache
@@ -192,7 +200,7 @@ class RunningSequence:
         return min(self.sequence.longest_answer, max(FIRST_ROOM, given + 1))
 
     def _rows_with(self, room: int) -> int:
-        return sum(self.planned) + room * len(self.planned)
+        return sum(self.plan.cached) + room * len(self.plan.cached)
 
     def _rows(self) -> PackedPrompt:
         assert self._prompt is not None, "not prefilled yet"  # noqa: S101

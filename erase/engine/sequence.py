@@ -95,11 +95,6 @@ class Sequence:
         """Tokens that may follow the prompt."""
         return len(self.score_only) or self.sampling.max_tokens
 
-    @property
-    def pruned_length(self) -> int:
-        """Prompt tokens after stage 1: what prefill costs."""
-        return len(self.prompt.tokens) - self.preselection.tokens + len(self.preselection.kept)
-
 
 @dataclass(frozen=True)
 class TokenEvent:

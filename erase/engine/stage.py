@@ -35,7 +35,8 @@ class PrefillStage:
         self._attention = attention
         self._caches = [entry.take_cache(pool) for entry in entries]
         images = [entry.sequence.prompt.images for entry in entries]
-        self._encoding = Encoding(loaded.adapter, images, features, loaded.device, tokens_at_once)
+        watched = [entry.sequence.method.sees_encoder_attention for entry in entries]
+        self._encoding = Encoding(loaded.adapter, images, watched, features, loaded.device, tokens_at_once)
         self._prefill: Prefill | None = None
         self._admitted = self._encoded = time.monotonic()
 

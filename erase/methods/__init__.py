@@ -2,10 +2,11 @@
 
 from erase.errors import PolicyError
 from erase.methods.base import Method
+from erase.methods.baselines import baseline
 from erase.methods.binned import BinnedMethod
 from erase.methods.budget import BudgetMethod
 from erase.methods.none import NoPruning
-from erase.policy import BinnedPolicy, BudgetPolicy, Policy
+from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, Policy
 
 
 def method_for(policy: Policy | Method | None) -> Method:
@@ -22,6 +23,8 @@ def method_for(policy: Policy | Method | None) -> Method:
         return BinnedMethod(policy)
     if isinstance(policy, BudgetPolicy):
         return BudgetMethod(policy)
+    if isinstance(policy, BaselinePolicy):
+        return baseline(policy)
     raise PolicyError(
         f"expected a policy, a method or None, got {policy!r}; erase.preset(name) gives a published policy"
     )

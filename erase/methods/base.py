@@ -1,7 +1,7 @@
-"""What a pruning method is: four hooks over plain values, the same for `pruning()` and for the packed engine."""
+"""What a pruning method is: hooks over plain values, the same for `pruning()` and for the packed engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
@@ -13,6 +13,7 @@ from torch import Tensor
 from erase.errors import InputError
 from erase.pixels.images import VisionImage
 from erase.policy import Measure
+from erase.selection import top_indices
 
 QuerySource = Literal["input", "normed_input", "output"]
 """Source of stage 2's queries: a layer's input as it is, that after its norm (the true queries), or its output."""
@@ -86,8 +87,9 @@ class Preselection:
 class Cut:
     """A cut inside the decoder: `keep` vision tokens survive once `after_layers` layers have run.
 
-    With `prune_cache` the keys and values of every earlier layer are cut, too; without it they stay as they ran. `role`
-    is for the method that planned the cut.
+    After 0 layers they are chosen before the decoder, from what the vision encoder made of all of them. With
+    `prune_cache` the keys and values of every earlier layer are cut, too; without it they stay as they ran. `role` is
+    for the method that planned the cut.
     """
 
     after_layers: int
@@ -96,19 +98,49 @@ class Cut:
     role: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class EncoderAttention:
+    """What the vision encoder looked at, in the order of its vision tokens.
+
+    `received` float32 [tokens] for each block with full attention, shallowest first: attention that a vision token's
+    patches get, mean over heads, queries and patches. `keys` float32 [tokens, head_dim]: of the last such block, before
+    rotation, mean over heads and patches.
+    """
+
+    received: tuple[Tensor, ...]
+    keys: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt as it enters the decoder, unpruned.
+
+    `features` are the encoder's [vision tokens, d]; `question()` gives the embeddings [Q, d] of the text after the
+    first vision token; `attention` has an entry per image where the method asked for it.
+    """
+
+    features: Tensor
+    question: Callable[[], Tensor]
+    attention: tuple[EncoderAttention, ...] = ()
+
+
 class Attention(Protocol):
     """Computes, when called, float32 [survivors]: attention of the prompt's text on each surviving vision token."""
 
-    def __call__(self, queries: Literal["question", "last"] = "question") -> Tensor:
-        """From all text after the first vision token, or from the prompt's last token only."""
+    def __call__(self, queries: Literal["question", "last"] | Tensor = "question") -> Tensor:
+        """From all text after the first vision token, from the prompt's last token only, or from some of that text.
+
+        Some: int64, their places among the rows of `EncodedPrompt.question`.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreContext:
-    """What a method may rank by at a cut.
+    """What a method may choose by at a cut.
 
     `survivors` are sorted indices into the unpruned vision tokens (int64, on the model's device), the order of every
-    score; `attention` is that of the last layer run, as the method's `query_source` says.
+    score; `attention` is that of the last layer run, as the method's `query_source` says: none before the first layer.
+    `states()` gives the survivors' states [survivors, d]; `encoded` is there where the method asked for it.
     """
 
     cut: Cut
@@ -116,6 +148,8 @@ class ScoreContext:
     survivors: Tensor
     preselection: Preselection
     attention: Attention
+    states: Callable[[], Tensor] | None = None
+    encoded: EncodedPrompt | None = None
 
 
 class Method(ABC):
@@ -126,6 +160,12 @@ class Method(ABC):
     """The retention that was asked for, if the method has such a dial."""
     measure: Measure = "final"
     """Which retention `requested` means."""
+    sees_features: bool = False
+    """Whether its cuts look at the encoder's output and the question's embeddings."""
+    sees_encoder_attention: bool = False
+    """Whether its cuts look at the attention inside the vision encoder; that costs the encoder time."""
+    image_scale: float = 1.0
+    """Factor on both sides of every image before the model's own resizing."""
 
     @abstractmethod
     def preselect(self, images: Sequence[VisionImage]) -> Preselection:
@@ -145,13 +185,13 @@ class Method(ABC):
         """What the method's `cuts` mean: each keeps at most what is left.
 
         Raises:
-            InputError: they do not come after ever more layers, from the first to the last but one.
+            InputError: they do not come after ever more layers, from none to all but the last.
         """
         cuts = self.cuts(preselection, architecture)
         layers = [cut.after_layers for cut in cuts]
-        if any(late <= early for early, late in pairwise([0, *layers, architecture.depth])):
+        if any(late <= early for early, late in pairwise([-1, *layers, architecture.depth])):
             raise InputError(
-                f"the method {self.name!r} plans cuts after {layers} layers; they must ascend between 1 and "
+                f"the method {self.name!r} plans cuts after {layers} layers; they must ascend between 0 and "
                 f"{architecture.depth - 1}, the model's depth less one"
             )
         kept = accumulate((cut.keep for cut in cuts), min, initial=preselection.kept.numel())
@@ -164,3 +204,13 @@ class Method(ABC):
     def score(self, context: ScoreContext) -> Tensor:
         """float32 [survivors]; the highest survive, ties to the lowest index."""
         return context.attention()
+
+    def choose(self, context: ScoreContext) -> Tensor:
+        """int64 [cut.keep], ascending: which survive, as places among `survivors`."""
+        return top_indices(self.score(context), context.cut.keep)
+
+    def merge(self, context: ScoreContext, chosen: Tensor) -> Tensor:
+        """The states [chosen, d] that survivors go on with. What is dropped may leave something in them."""
+        if context.states is None:
+            raise InputError("this cut has no states to merge")
+        return context.states()[chosen]

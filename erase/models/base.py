@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.errors import InputError, UnsupportedError
-from erase.methods.base import Architecture, QuerySource
+from erase.methods.base import Architecture, EncoderAttention, Method, QuerySource
 from erase.pixels.images import VisionImage
 from erase.pixels.luma import BT601, Luma
 
@@ -23,10 +23,15 @@ LATE_SHARE = 0.67
 
 @dataclass(frozen=True, eq=False)
 class VisionFeatures:
-    """What the vision encoder made of one image: [tokens, d], and for DeepStack [tokens, d] per early decoder layer."""
+    """What the vision encoder made of one image, or of several in a row.
+
+    `tokens` [tokens, d]; `deep` for DeepStack [tokens, d] per early decoder layer; `attention` per image, where it was
+    asked for.
+    """
 
     tokens: Tensor
     deep: tuple[Tensor, ...] = field(default=())
+    attention: tuple[EncoderAttention, ...] = field(default=())
 
 
 class VisionLanguageAdapter(ABC):
@@ -52,6 +57,8 @@ class VisionLanguageAdapter(ABC):
     """Rotary positions per token: 3 for (t, h, w), 1 for plain text positions."""
     pixel_inputs: ClassVar[tuple[str, ...]]
     """Arguments of a call that carry its images."""
+    shows_encoder_attention: ClassVar[bool] = False
+    """Whether `encode_steps` can tell what the vision encoder looked at."""
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, self.model_class):
@@ -159,10 +166,27 @@ class VisionLanguageAdapter(ABC):
     def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[VisionFeatures, ...]:
         """Vision encoder over several images; the arguments are those of `vision_images`."""
 
-    def encode_steps(self, pixel_values: Tensor, grids: Tensor) -> Generator[None, None, tuple[VisionFeatures, ...]]:
-        """`encode_images` that pauses between the encoder's layers, where the architecture's encoder can."""
+    def encode_steps(
+        self, pixel_values: Tensor, grids: Tensor, *, with_attention: bool = False
+    ) -> Generator[None, None, tuple[VisionFeatures, ...]]:
+        """`encode_images` that pauses between the encoder's layers, where the architecture's encoder can.
+
+        `with_attention`: the features also say what the encoder looked at; it must be one that shows that.
+        """
         return self.encode_images(pixel_values, grids)
         yield
+
+    def require_support(self, method: Method) -> None:
+        """Refuses a method that this architecture has nothing for.
+
+        Raises:
+            UnsupportedError: the method looks at the encoder's attention, which this architecture does not show.
+        """
+        if method.sees_encoder_attention and not self.shows_encoder_attention:
+            raise UnsupportedError(
+                f"the method {method.name!r} looks at the attention inside the vision encoder, which is not shown for "
+                f"models of type {self.model_type!r}"
+            )
 
     @abstractmethod
     def positions(self, tokens: Tensor, is_image: Tensor, grids: Tensor | None) -> tuple[Tensor, int]:

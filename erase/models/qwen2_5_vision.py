@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from erase.methods.base import EncoderAttention
+
+_QUERIES_AT_ONCE = 256
+"""The map of all patches on all patches would not fit into memory."""
+
 Grid = tuple[int, int]
 """Vision tokens of an image along height and width."""
 
@@ -68,14 +73,17 @@ def _places(tokens: Tensor, width: int, merge: int) -> Tensor:
     return torch.stack([part.expand(len(tokens), merge, merge).flatten() for part in (rows, columns)])
 
 
-def encode_steps(visual: Any, pixel_values: Tensor, grids: Sequence[Grid]) -> Generator[None, None, tuple[Tensor, ...]]:
-    """Vision tokens [tokens, d] of each image, in reading order; pauses after each layer.
+def encode_steps(
+    visual: Any, pixel_values: Tensor, grids: Sequence[Grid], with_attention: bool = False
+) -> Generator[None, None, tuple[tuple[Tensor, ...], tuple[EncoderAttention, ...]]]:
+    """Vision tokens [tokens, d] of each image, in reading order, and what was looked at; pauses after each layer.
 
     Args:
         visual: the stock `Qwen2_5_VisionTransformerPretrainedModel`.
         pixel_values: [patches, channels * frames * height * width], images concatenated, as the image processor makes
             them.
         grids: vision tokens of each image along height and width.
+        with_attention: whether to say per image what was looked at; that computes the full maps a second time.
     """
     merge = visual.spatial_merge_size
     side = visual.window_size // merge // visual.patch_size
@@ -87,10 +95,16 @@ def encode_steps(visual: Any, pixel_values: Tensor, grids: Sequence[Grid]) -> Ge
     hidden = functional.linear(pixel_values.to(weight.dtype), weight.flatten(1))
     hidden = hidden.view(len(order), merge * merge, -1)[order].flatten(0, 1)
     cos, sin = _rotations(visual, found.places.to(pixel_values.device))
+    received: list[Tensor] = []
+    keys = hidden
     for number, block in enumerate(visual.blocks):
-        query, key, value = _rotated_heads(block.attn, block.norm1(hidden), cos, sin)
+        query, plain_key, value = _heads(block.attn, block.norm1(hidden))
+        query, key = _rotated(query, cos, sin), _rotated(plain_key, cos, sin)
         if number in visual.fullatt_block_indexes:
             seen = _attend_images(query, key, value, found.images)
+            if with_attention:
+                received.append(_received(query, key, found.images))
+                keys = plain_key.float().mean(1)
         else:
             seen = _attend_windows(query, key, value, windows)
         hidden = hidden + block.attn.proj(seen.flatten(1))
@@ -99,7 +113,23 @@ def encode_steps(visual: Any, pixel_values: Tensor, grids: Sequence[Grid]) -> Ge
     merged = visual.merger(hidden)
     tokens = torch.empty_like(merged)
     tokens[order] = merged
-    return torch.split(tokens, [height * width for height, width in grids])
+    counts = [height * width for height, width in grids]
+    if not with_attention:
+        return torch.split(tokens, counts), ()
+
+    def by_image(patches: Tensor) -> tuple[Tensor, ...]:
+        """Values of patches in window order: averaged over each vision token, in reading order, image by image."""
+        found_order = patches.view(len(order), merge * merge, -1).mean(1)
+        read = torch.empty_like(found_order)
+        read[order] = found_order
+        return torch.split(read, counts)
+
+    seen_by_image = zip(*(by_image(part) for part in received), strict=True)
+    attention = tuple(
+        EncoderAttention(tuple(part.squeeze(1) for part in own), own_keys)
+        for own, own_keys in zip(seen_by_image, by_image(keys), strict=True)
+    )
+    return torch.split(tokens, counts), attention
 
 
 def _rotations(visual: Any, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +139,10 @@ def _rotations(visual: Any, places: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def _rotated_heads(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [patches, heads, head_dim]."""
+def _heads(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [patches, heads, head_dim], not rotated yet."""
     query, key, value = attention.qkv(hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
-    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
+    return query, key, value
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -124,6 +154,18 @@ def _attend_images(query: Tensor, key: Tensor, value: Tensor, images: Sequence[i
     """Each patch looks at its whole image; [patches, heads, head_dim] in and out."""
     parts = (torch.split(part, list(images)) for part in (query, key, value))
     return torch.cat([_attend(*(part[None] for part in own))[0] for own in zip(*parts, strict=True)])
+
+
+def _received(query: Tensor, key: Tensor, images: Sequence[int]) -> Tensor:
+    """float32 [patches]: attention that each patch gets from its image, mean over heads and patches."""
+    received = []
+    for own_query, own_key in zip(torch.split(query, list(images)), torch.split(key, list(images)), strict=True):
+        keys = own_key.float().permute(1, 2, 0)  # [heads, head_dim, patches]
+        total = torch.zeros(len(own_key), device=key.device)
+        for part in torch.split(own_query.float().transpose(0, 1), _QUERIES_AT_ONCE, dim=1):
+            total += ((part @ keys) * query.shape[-1] ** -0.5).softmax(-1).mean(0).sum(0)
+        received.append(total / len(own_key))
+    return torch.cat(received)
 
 
 def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[Tensor]) -> Tensor:

@@ -17,9 +17,14 @@ class Qwen2_5_VL(QwenVL):  # noqa: N801 - the architecture's name
     model_class = Qwen2_5_VLForConditionalGeneration
     default_preset = "qwen2.5-vl-7b"
     may_drop_all = True
+    shows_encoder_attention = True
 
-    def encode_steps(self, pixel_values: Tensor, grids: Tensor) -> Generator[None, None, tuple[VisionFeatures, ...]]:
+    def encode_steps(
+        self, pixel_values: Tensor, grids: Tensor, *, with_attention: bool = False
+    ) -> Generator[None, None, tuple[VisionFeatures, ...]]:
         merge = self.config.vision_config.spatial_merge_size
         cells = [(height // merge, width // merge) for _, height, width in grids.tolist()]
-        tokens = yield from encode_steps(self.inner.visual, pixel_values, cells)
-        return tuple(VisionFeatures(own) for own in tokens)
+        tokens, attention = yield from encode_steps(self.inner.visual, pixel_values, cells, with_attention)
+        if not with_attention:
+            return tuple(VisionFeatures(own) for own in tokens)
+        return tuple(VisionFeatures(own, (), (seen,)) for own, seen in zip(tokens, attention, strict=True))

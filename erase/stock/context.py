@@ -5,16 +5,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from erase.cutting import cut_before_layers
 from erase.errors import InputError, UnsupportedError
 from erase.flops import decoder_costs
 from erase.methods import method_for
-from erase.methods.base import Method, Preselection
+from erase.methods.base import EncodedPrompt, EncoderAttention, Method, Preselection
 from erase.models import VisionLanguageAdapter, adapter_for
 from erase.policy import Policy
 from erase.rows import PromptRows
@@ -159,7 +161,12 @@ class _Session:
             raise UnsupportedError("image features encoded outside pruning() carry no pixels; pass pixel_values")
         pixels = call if features is None or self._encoded is None else self._encoded[1]
         methods = self._methods_for(len(vision))
-        self._batch = _Batch(vision, places, methods, self._preselect(methods, pixels, vision))
+        for method in methods:
+            self.adapter.require_support(method)
+            if method.image_scale != 1.0:
+                raise UnsupportedError(f"the method {method.name!r} resizes images: do that before the processor")
+        selections = self._preselect(methods, pixels, vision)
+        self._batch = _Batch(vision, places, methods, selections, self._attention(methods, pixels, selections))
         try:
             return original(**call)
         finally:
@@ -196,6 +203,22 @@ class _Session:
         images = self.adapter.images_of(pixels, vision, self.mean, self.std)
         return [method.preselect(own) for method, own in zip(methods, images, strict=True)]
 
+    def _attention(
+        self, methods: Sequence[Method], pixels: dict[str, Any], selections: Sequence[Preselection]
+    ) -> list[tuple[EncoderAttention, ...]]:
+        """What the encoder looks at in the images of each prompt whose method asks; that runs it once more."""
+        if not any(method.sees_encoder_attention for method in methods):
+            return [()] * len(methods)
+        values, grids = (pixels[name] for name in self.adapter.pixel_inputs)
+        steps = self.adapter.encode_steps(values, grids, with_attention=True)
+        with torch.no_grad():
+            try:
+                while True:
+                    next(steps)
+            except StopIteration as end:
+                seen = iter([own for features in end.value for own in features.attention])
+        return [tuple(next(seen) for _ in selection.images) for selection in selections]
+
     def _image_prompts(self, original: Callable[..., Any], call: dict[str, Any], batch: "_Batch") -> Any:
         embeddings = call["inputs_embeds"]
         prompts, touched = [], False
@@ -204,7 +227,14 @@ class _Session:
         ):
             is_vision = batch.vision[number, places]
             cuts = method.plan(selection, self.adapter.architecture)
-            prompts.append(PromptRows(method, selection, cuts, is_vision))
+            rows = PromptRows(method, selection, cuts, is_vision)
+            prompts.append(rows)
+            if method.sees_features:
+                rows.encoded = EncodedPrompt(
+                    embeddings[number, batch.vision[number]],
+                    partial(embeddings[number].__getitem__, places[rows.index[rows.queries]]),
+                    batch.attention[number],
+                )
             left = selection.kept.numel()
             own_features = type(method).postencode is not Method.postencode
             if own_features or left < selection.tokens or any(cut.keep < left for cut in cuts):
@@ -230,10 +260,7 @@ class _Session:
             self.adapter,
             prompts,
             embeddings=embeddings,
-            features=(
-                method.postencode(embeddings[number, batch.vision[number]], selection)
-                for number, (method, selection) in enumerate(zip(batch.methods, batch.selections, strict=True))
-            ),
+            features=self._entering(prompts, batch, embeddings),
             deep=[[layer[number] for layer in deep] for number in range(len(prompts))],
             positions=self._positions(call),
             places=batch.places,
@@ -241,6 +268,22 @@ class _Session:
         )
         self._record(prompts, lengths)
         return _decoder_output(hidden, cache if use_cache else None)
+
+    @staticmethod
+    def _entering(prompts: Sequence[PromptRows], batch: "_Batch", embeddings: Tensor) -> Iterator[Tensor]:
+        """What each prompt's decoder starts from; made one by one unless a cut before it must come first."""
+
+        def entering(number: int) -> Tensor:
+            prompt = prompts[number]
+            features = prompt.method.postencode(embeddings[number, batch.vision[number]], prompt.preselection)
+            return cut_before_layers(prompt, features)
+
+        at_once = {
+            number: entering(number)
+            for number, prompt in enumerate(prompts)
+            if prompt.next_cut is not None and prompt.next_cut.after_layers == 0
+        }
+        return (at_once[number] if number in at_once else entering(number) for number in range(len(prompts)))
 
     def _text_prompts(self, original: Callable[..., Any], call: dict[str, Any]) -> Any:
         if call.get("past_key_values") is None and self._uses_cache(call):
@@ -342,12 +385,17 @@ class _Session:
 
 @dataclass(eq=False)
 class _Batch:
-    """The prompts of one forward call: bool [B, L] vision tokens, places of all tokens, methods and their stage 1."""
+    """The prompts of one forward call.
+
+    bool [B, L] vision tokens, places of all tokens, methods and their stage 1, and what the encoder looked at in each
+    image.
+    """
 
     vision: Tensor
     places: list[Tensor]
     methods: tuple[Method, ...]
     selections: list[Preselection]
+    attention: list[tuple[EncoderAttention, ...]]
 
 
 def _normalisation(

@@ -141,7 +141,7 @@ def test_counted_operations_are_those_of_the_model(demo: LoadedModel) -> None:
     pool = CachePool(depth * length, adapter.key_heads, adapter.head_dim, demo.dtype, device)
     cache = SequenceCache.create(pool, [length] * depth, 0)
     assert cache is not None
-    encoding = Encoding(adapter, [images], FeatureCache(0), device, 1)
+    encoding = Encoding(adapter, [images], [False], FeatureCache(0), device, 1)
     with torch.inference_mode(), FlopCounterMode(display=False) as encode:
         while not encoding.done:
             encoding.run_layer()

@@ -20,7 +20,7 @@ from erase.engine.attention import Attention, SdpaAttention
 from erase.engine.cache import CachePool, SequenceCache
 from erase.engine.images import Encoding, FeatureCache
 from erase.engine.prefill import Prefill, StepRows, step
-from erase.engine.running import planned_cache
+from erase.engine.running import PromptPlan
 from erase.methods import method_for
 from erase.methods.base import Method, ScoreContext
 from erase.methods.none import NoPruning
@@ -83,7 +83,7 @@ class Packed:
         self.adapter, self.sequences = adapter, sequences
         self.attention = attention or SdpaAttention()
         self.device = adapter.embed_tokens.weight.device
-        plans = [planned_cache(sequence, adapter.architecture) for sequence in sequences]
+        plans = [PromptPlan.of(sequence, adapter.architecture).cached for sequence in sequences]
         rows = sum(sum(plan) + room * len(plan) for plan in plans)
         self.pool = CachePool(rows, adapter.key_heads, adapter.head_dim, adapter.embed_tokens.weight.dtype, self.device)
         caches = [SequenceCache.create(self.pool, plan, room) for plan in plans]
@@ -114,7 +114,9 @@ class Packed:
 def encoded(adapter: VisionLanguageAdapter, sequences: List[Sequence]) -> list[VisionFeatures]:
     """Vision features of each sequence, its images concatenated."""
     images = [sequence.prompt.images for sequence in sequences]
-    encoding = Encoding(adapter, images, FeatureCache(0), adapter.embed_tokens.weight.device, 10**6)
+    encoding = Encoding(
+        adapter, images, [False] * len(images), FeatureCache(0), adapter.embed_tokens.weight.device, 10**6
+    )
     while not encoding.done:
         encoding.run_layer()
     return encoding.features()

@@ -8,6 +8,7 @@ from slow_cases import mixed_image, prompt_for, tiles_for, tiny_internvl, tiny_q
 import erase
 from erase.methods import method_for
 from erase.methods.base import Cut, ImageSelection, Method, Preselection
+from erase.policy import BASELINES, BaselinePolicy
 
 BUILDERS = {"qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl": tiny_qwen3_vl, "internvl": tiny_internvl}
 DEPTH = 8
@@ -148,3 +149,30 @@ def test_a_method_may_merge_features_as_it_likes(loaded, images, prompt, inputs)
         assert answer.kept.tolist() == trace.cuts[1].kept.tolist()
         logits.append(output.logits[0])
     assert not torch.allclose(*logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"downsample"}))
+def test_baselines_answer_alike_in_pruning_and_in_the_engine(loaded, images, prompt, inputs, name):
+    method = method_for(BaselinePolicy(name, 0.4))
+    if method.sees_encoder_attention and not loaded.adapter.shows_encoder_attention:
+        with pytest.raises(erase.UnsupportedError, match="attention inside the vision encoder"):
+            pruned(loaded, inputs, method)
+        with running(loaded) as engine, pytest.raises(erase.UnsupportedError, match=f"method '{name}'"):
+            results(engine, [bare_sequence(loaded, prompt, images, method)])
+        return
+    output, trace = pruned(loaded, inputs, method)
+    with running(loaded) as engine:
+        others = [method_for(None), method]
+        sequences = [bare_sequence(loaded, prompt, images, own, max_tokens=4) for own in (method, *others)]
+        answer, whole, again = results(engine, sequences)
+    assert answer.tokens == again.tokens == tuple(output.sequences[0, -4:].tolist())
+    assert answer.kept.tolist() == again.kept.tolist() == trace.cuts[-1].kept.tolist()
+    assert answer.cache_lengths == again.cache_lengths == trace.cache_lengths
+    plan = method.plan(Preselection(trace.images), loaded.adapter.architecture)
+    assert [(cut.layer, len(cut.kept)) for cut in trace.cuts] == [(cut.after_layers, cut.keep) for cut in plan]
+    assert len(whole.kept) == trace.tokens > len(answer.kept)
+
+
+def test_images_cannot_be_resized_behind_the_processor(loaded, inputs):
+    with pytest.raises(erase.UnsupportedError, match="before the processor"):
+        pruned(loaded, inputs, method_for(BaselinePolicy("downsample", 0.5)))
