@@ -22,6 +22,8 @@ from service.problems import (
     invalid_fields,
 )
 from worker.contract import (
+    BASELINES,
+    BASELINES_SINCE,
     CONTRACT_VERSION,
     CONVERSATIONS_SINCE,
     Frozen,
@@ -236,6 +238,8 @@ def prepare(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> Prep
         raise InvalidRequestError(f"timeout_s: at most {settings.max_timeout_s:g} seconds are allowed")
     if ask.pruning.method == "none" and (ask.pruning.policy, ask.pruning.retention) != (None, None):
         raise InvalidRequestError('pruning: the method "none" prunes nothing: leave out policy and retention')
+    if ask.pruning.method in BASELINES and ask.pruning.policy is not None:
+        raise InvalidRequestError(f'pruning: the method "{ask.pruning.method}" has no policies: leave policy out')
     _check_policy(ask.pruning, workers)
     _check_contract(ask, settings, workers)
     limits = image_limits(settings, workers)
@@ -283,8 +287,11 @@ def _check_policy(pruning: PruningOptions, workers: Sequence[WorkerInfo]) -> Non
 def _check_contract(ask: Ask, settings: Settings, workers: Sequence[WorkerInfo]) -> None:
     """In the middle of an upgrade the workers alive may not know yet what this service knows."""
     newest = max((worker.contract for worker in workers), default=CONTRACT_VERSION)
-    if ask.messages and min(newest, settings.contract) < CONVERSATIONS_SINCE:
+    known = min(newest, settings.contract)
+    if ask.messages and known < CONVERSATIONS_SINCE:
         raise UnavailableError("No worker that answers conversations is alive; the deployment is being upgraded.")
+    if ask.pruning.method in BASELINES and known < BASELINES_SINCE:
+        raise UnavailableError("No worker with this pruning method is alive; the deployment is being upgraded.")
 
 
 def _image(image: ImageInput, name: str) -> bytes | RemoteImage:

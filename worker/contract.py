@@ -6,20 +6,22 @@ so services and workers can be upgraded, and put back, in any order while jobs a
 
     1  a prompt about images
     2  conversations (`JobRequest.messages`)
+    3  other pruning methods than ERASE (`PruningOptions.method`)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 OLDEST_CONTRACT = 1
 SERVED_CONTRACTS = range(OLDEST_CONTRACT, CONTRACT_VERSION + 1)
 CONVERSATIONS_SINCE = 2
+BASELINES_SINCE = 3
 PREFIX = "erase:"
 
 WORKERS_KEY = f"{PREFIX}workers"
@@ -132,10 +134,30 @@ class ImageReference(Frozen):
     bytes: Annotated[int, Field(ge=1)]
 
 
+OwnMethod = Literal["erase", "none"]
+Baseline = Literal[
+    "cdpruner",
+    "divprune",
+    "downsample",
+    "fastv",
+    "holov",
+    "pooling",
+    "prumerge",
+    "pyramiddrop",
+    "random",
+    "sparsevlm",
+    "visionzip",
+    "vispruner",
+    "vscan",
+]
+"""The library's `erase.policy.BASELINES`, which cannot be imported here."""
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+
 class PruningOptions(Frozen):
     """A request's wish for pruning; what is left out follows the deployment's policy."""
 
-    method: Literal["erase", "none"] = "erase"
+    method: OwnMethod | Baseline = "erase"
     policy: Annotated[str | None, Field(max_length=100)] = None
     retention: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
 
@@ -180,6 +202,8 @@ class JobRequest(Frozen):
 
 def needed_contract(request: JobRequest) -> int:
     """The oldest contract version that can say what the request asks."""
+    if request.pruning.method in BASELINES:
+        return BASELINES_SINCE
     return CONVERSATIONS_SINCE if request.messages else OLDEST_CONTRACT
 
 

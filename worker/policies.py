@@ -6,12 +6,12 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erase import PolicyError, load_policy, preset, preset_names
+from erase import PolicyError, UnsupportedError, load_policy, preset, preset_names
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
-from erase.policy import Policy, policy_from_dict, policy_to_dict
-from worker.contract import JobRequest, Plan
+from erase.policy import BaselinePolicy, Policy, policy_from_dict, policy_to_dict
+from worker.contract import BASELINES, JobRequest, Plan, PruningOptions
 from worker.errors import UnknownPolicyError
 from worker.overload import LoadAdaptation
 from worker.settings import Settings
@@ -40,9 +40,11 @@ class PolicyBook:
         """
         options = request.pruning
         name = NONE if options.method == "none" else options.policy or self.default
-        policy = None
+        policy: Policy | None = None
         usual = None
-        if name != NONE:
+        if options.method in BASELINES:
+            name, policy = options.method, self._baseline(options, loaded)
+        elif name != NONE:
             if name not in self.policies:
                 raise UnknownPolicyError(f"there is no pruning policy {name!r}; known: {', '.join(self.names)}")
             policy = self.policies[name]
@@ -65,6 +67,20 @@ class PolicyBook:
             seed=secrets.randbits(62) if seed is None else seed,
             usual_retention=usual,
         )
+
+    def _baseline(self, options: PruningOptions, loaded: LoadedModel) -> BaselinePolicy:
+        """The method's policy, by default with the retention of the deployment's default policy."""
+        retention = options.retention
+        if retention is None:
+            if self.default == NONE:
+                raise UnknownPolicyError(f"the method {options.method!r} needs a retention: nothing is pruned here")
+            retention = self.policies[self.default].retention
+        policy = BaselinePolicy(options.method, retention)
+        try:
+            loaded.adapter.require_support(method_for(policy))
+        except UnsupportedError as error:
+            raise UnknownPolicyError(str(error)) from None
+        return policy
 
 
 def method_of(plan: Plan) -> Method:

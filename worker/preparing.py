@@ -27,15 +27,15 @@ def prepare_sequence(
     """
     request, options = job.request, job.request.generation
     pictures = [decode_image(fetch_image(client, image), image) for image in request.images]
+    method = method_of(plan)
     try:
-        images = prepare_images(loaded, pictures)
+        images = prepare_images(loaded, pictures, method.image_scale)
     except InputError as error:
         raise BadImageError(str(error)) from None
     try:
         prompt = prepare_chat(loaded, _turns(request), images)
     except InputError:
         raise BadConversationError("The model's chat template does not take these messages in this order.") from None
-    method = method_of(plan)
     return Sequence(
         id=job.id,
         prompt=prompt,

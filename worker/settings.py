@@ -16,6 +16,8 @@ from typing import Annotated, Literal, get_args, get_origin
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract import CONTRACT_VERSION, OLDEST_CONTRACT
+
 PREFIX = "ERASE_"
 ANONYMOUS = "anonymous"
 """Owner of all jobs where no keys are configured, and so of no key."""
@@ -153,8 +155,8 @@ class Settings(BaseSettings):
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's /metrics")
     worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(9101, description="its port; 0: any free one")
 
-    contract: Annotated[int, Field(ge=1, le=2)] = Field(
-        2, description="newest job format used: 1 while an upgrade may still have to be taken back"
+    contract: Annotated[int, Field(ge=OLDEST_CONTRACT, le=CONTRACT_VERSION)] = Field(
+        CONTRACT_VERSION, description="newest job format used: an older one while an upgrade may have to be taken back"
     )
     failpoints: str = Field(
         "", description="for tests only: NAME=kill or NAME=stop places at which a process kills or stops itself"

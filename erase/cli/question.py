@@ -42,7 +42,7 @@ def ask(loaded: LoadedModel, method: Method, paths: Sequence[Path], question: st
         EngineError: the model failed.
     """
     start = time.monotonic()
-    images = prepare_images(loaded, [open_picture(path) for path in paths])
+    images = prepare_images(loaded, [open_picture(path) for path in paths], method.image_scale)
     preselection = method.preselect([image.pixels for image in images])
     prompt = prepare_prompt(loaded, question, images)
     prepared = time.monotonic()

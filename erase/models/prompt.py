@@ -80,20 +80,30 @@ class PreparedPrompt:
     images: tuple[PreparedImage, ...]
 
 
-def prepare_images(loaded: LoadedModel, images: Sequence[Image.Image]) -> tuple[PreparedImage, ...]:
-    """Resize, cut into patches and normalise. Raises `InputError` for an image that the model cannot take."""
+def prepare_images(loaded: LoadedModel, images: Sequence[Image.Image], scale: float = 1.0) -> tuple[PreparedImage, ...]:
+    """Resize, cut into patches and normalise; with a `scale` as if both sides were so many times what they become.
+
+    Raises:
+        InputError: an image that the model cannot take.
+    """
     prepared = []
-    processor, adapter = loaded.image_processor, loaded.adapter
     for image in images:
-        try:
-            pixel_values, grid = adapter.prepare_image(processor, image.convert("RGB"))
-        except ValueError as error:
-            raise InputError(
-                f"the image processor refuses an image of {image.width} x {image.height} pixels"
-            ) from error
-        (pixels,) = adapter.vision_images(pixel_values, torch.tensor([grid]), processor.image_mean, processor.image_std)
-        prepared.append(PreparedImage(pixel_values, grid, pixels))
+        own = _prepare_image(loaded, image.convert("RGB"))
+        if scale != 1.0:
+            width, height = (max(1, round(side * scale)) for side in own.pixel_size)
+            own = _prepare_image(loaded, image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        prepared.append(own)
     return tuple(prepared)
+
+
+def _prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
+    processor, adapter = loaded.image_processor, loaded.adapter
+    try:
+        pixel_values, grid = adapter.prepare_image(processor, image)
+    except ValueError as error:
+        raise InputError(f"the image processor refuses an image of {image.width} x {image.height} pixels") from error
+    (pixels,) = adapter.vision_images(pixel_values, torch.tensor([grid]), processor.image_mean, processor.image_std)
+    return PreparedImage(pixel_values, grid, pixels)
 
 
 def generate_inputs(loaded: LoadedModel, prompts: Sequence[tuple[str, Sequence[Image.Image]]]) -> dict[str, Tensor]:

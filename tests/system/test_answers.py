@@ -23,6 +23,7 @@ from tests.system.deployment import (
     stream_events,
     until,
 )
+from worker.contract import BASELINES
 
 QUESTIONS = bundled_questions()
 NUMBER = bundled_number()
@@ -103,6 +104,19 @@ def test_a_request_may_ask_for_the_other_revision(deployment: Deployment) -> Non
     assert whole["pruning"]["policy"] == half["pruning"]["policy"] == policy
     assert half["pruning"]["requested"] == 0.5
     assert 0 < half["pruning"]["layer_average"] <= 0.5
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_any_other_pruning_method_can_be_asked_for(deployment: Deployment, method: str) -> None:
+    whole = deployment.ask(FIRST, pruning=pruning(method="none")).json()["usage"]["vision_tokens"]["input"]
+    answer = deployment.ask(FIRST, pruning=pruning(method=method, retention=0.5), include="pruning_map").json()
+    assert (answer["pruning"]["policy"], answer["pruning"]["requested"]) == (method, 0.5)
+    tokens = answer["usage"]["vision_tokens"]
+    assert 0.35 * whole <= tokens["kept"] <= 0.55 * whole
+    cells = [cell for row in answer["pruning_map"][0]["rows"] for cell in row]
+    assert (len(cells), cells.count(2)) == (tokens["input"], tokens["kept"])
+    refused = deployment.ask(FIRST, pruning=pruning(method=method, policy="qwen2.5-vl-7b"))
+    assert (refused.status_code, "leave policy out" in refused.json()["detail"]) == (422, True)
 
 
 def test_a_json_body_works_with_base64_and_data_urls(deployment: Deployment) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import redis
 
+from erase import policy
 from service.workers import parse
-from worker import ledger
+from worker import contract, ledger
 from worker.contract import (
     OLDEST_CONTRACT,
     SERVED_CONTRACTS,
@@ -21,6 +22,7 @@ from worker.contract import (
     Outcome,
     Plan,
     Priority,
+    PruningOptions,
     TokenPayload,
     WorkerInfo,
     events_key,
@@ -49,7 +51,7 @@ def names(value: Any) -> Any:
 def test_queues_and_task_of_version_1_keep_their_names() -> None:
     assert {priority.value: queue_name(priority, 1) for priority in Priority} == V1["queues"]
     assert {queue_task(queue) for queue in V1["queues"].values()} == {V1["task"]}
-    assert [queue_share(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS] == ["batch"] * 2
+    assert [queue_share(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS] == ["batch"] * 3
 
 
 def test_a_job_of_version_1_is_read() -> None:
@@ -70,8 +72,8 @@ def test_events_and_heartbeat_of_version_1_are_read() -> None:
 
 
 def test_a_heartbeat_of_a_later_version_is_read_without_what_it_adds() -> None:
-    later = json.dumps({**json.loads(V1["worker"]), "contract": 3, "added_later": [1]})
-    assert WorkerInfo.model_validate_json(later).contract == 3
+    later = json.dumps({**json.loads(V1["worker"]), "contract": 9, "added_later": [1]})
+    assert WorkerInfo.model_validate_json(later).contract == 9
 
 
 def test_a_prompt_is_written_so_that_version_1_reads_it(redis_client: redis.Redis) -> None:
@@ -113,6 +115,17 @@ def test_a_conversation_needs_version_2() -> None:
     assert needed_contract(REQUEST) == OLDEST_CONTRACT == 1
     talk = JobRequest(messages=(Message(role="user", content=("?",)),), images=())
     assert needed_contract(talk) == 2
+
+
+def test_another_pruning_method_needs_version_3() -> None:
+    asked = PruningOptions(method="fastv")
+    assert needed_contract(REQUEST.model_copy(update={"pruning": asked})) == 3
+    talk = JobRequest(messages=(Message(role="user", content=("?",)),), images=(), pruning=asked)
+    assert needed_contract(talk) == 3
+
+
+def test_the_contract_names_the_librarys_methods() -> None:
+    assert contract.BASELINES == policy.BASELINES
 
 
 @pytest.mark.parametrize("name", sorted(V1["accepted"]))

@@ -15,7 +15,7 @@ from erase.models import SUPPORTED, VisionLanguageAdapter
 from erase.models.loading import LoadedModel, load_model
 from erase.policy import policy_from_dict
 from tests.starter import STARTER
-from worker.contract import GenerationOptions, JobRequest, Plan, PruningOptions
+from worker.contract import BASELINES, Baseline, GenerationOptions, JobRequest, Plan, PruningOptions
 from worker.errors import UnknownPolicyError
 from worker.policies import PolicyBook, method_of, policy_book
 from worker.settings import Settings
@@ -137,6 +137,32 @@ class TestPlan:
         assert isinstance(method, BudgetMethod)
         assert (method.requested, method.measure) == (0.45, "layer_average")
 
+    @pytest.mark.parametrize("name", BASELINES)
+    def test_another_method_keeps_what_was_asked_or_what_the_deployment_keeps(
+        self, loaded: LoadedModel, name: Baseline
+    ) -> None:
+        plan = book(loaded).plan(request(method=name, retention=0.15), loaded)
+        assert (plan.policy, plan.retention) == (name, 0.15)
+        assert plan.policy_settings == {
+            "kind": "baseline",
+            "method": name,
+            "retention": 0.15,
+            "measure": "final",
+            "seed": 0,
+        }
+        assert method_of(plan).name == name
+        usual = book(loaded, retention=0.3).plan(request(method=name), loaded)
+        assert usual.retention == 0.3
+        with pytest.raises(UnknownPolicyError, match="needs a retention"):
+            book(loaded, policy="none").plan(request(method=name), loaded)
+
+    def test_a_method_that_the_model_has_nothing_for_is_refused(
+        self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(type(loaded.adapter), "shows_encoder_attention", False)
+        with pytest.raises(UnknownPolicyError, match="attention inside the vision encoder"):
+            book(loaded).plan(request(method="visionzip"), loaded)
+
     def test_an_unknown_name_is_refused_with_those_that_are_known(self, loaded: LoadedModel) -> None:
         with pytest.raises(UnknownPolicyError) as refusal:
             book(loaded).plan(request(policy="nowhere"), loaded)
@@ -150,7 +176,8 @@ class TestPlan:
         assert all(0 <= seed < 2**63 for seed in drawn)
 
     @pytest.mark.parametrize(
-        "wish", [{}, {"policy": PRESET}, {"policy": BUDGET}, {"retention": 0.2}, {"method": "none"}]
+        "wish",
+        [{}, {"policy": PRESET}, {"policy": BUDGET}, {"retention": 0.2}, {"method": "none"}, {"method": "vscan"}],
     )
     def test_a_plan_that_travelled_stands_for_the_same_method(self, loaded: LoadedModel, wish: dict[str, Any]) -> None:
         plan = book(loaded).plan(request(**wish), loaded)
