@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.errors import InputError
+from erase.metrics import METRICS, Metric
 
 PREFERRED = "records.jsonl"
 _GAP = re.compile(r"[\s,]*")
@@ -23,6 +24,12 @@ class Record:
     images: tuple[Path, ...]
     question: str
     answers: tuple[str, ...]
+    metric: Metric = "exact"
+    """How right an answer is."""
+    group: str = ""
+    """The sort of record, to tell results by."""
+    evidence: tuple[tuple[float, float, float, float], ...] = ()
+    """Left, top, right and bottom, in pixels of the only image, of what the answer stands on, where that is known."""
 
     def accepts(self, answer: str) -> bool:
         """Whether an answer is one of those wanted, whatever its case and the white space around it."""
@@ -33,8 +40,8 @@ def load_records(folder: str | Path) -> tuple[Record, ...]:
     """Records of a folder's `records.jsonl`, its only `*.jsonl`, or its only `*.json` with a list.
 
     An entry is an object with `image` (a path inside the folder) or `images` (a list of them), `question`, `answer`
-    (text, or a list of texts that all count as right) and perhaps `name`. Instead of question and answer it may hold
-    `turns`, a list of objects with these two: one record each.
+    (text, or a list of texts that all count as right) and perhaps `name`, `metric`, `family` and `evidence` (a list of
+    boxes). Instead of question and answer it may hold `turns`, a list of objects with these two: one record each.
 
     Raises:
         InputError: no such file, or something wrong in it; the message names file and line.
@@ -100,6 +107,16 @@ def _list_items(text: str, file: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, end)
 
 
+def _is_box(box: object) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(side, int | float) and not isinstance(side, bool) for side in box)
+        and box[0] <= box[2]
+        and box[1] <= box[3]
+    )
+
+
 @dataclass(frozen=True)
 class _Entry:
     """One entry of a record file, and where it stands."""
@@ -115,13 +132,27 @@ class _Entry:
         images = self.images()
         name = self.text(self.data, "name") if "name" in self.data else f"{self.file.name}:{self.line}"
         if "turns" not in self.data:
-            yield Record(name, images, self.text(self.data, "question"), self.texts(self.data, "answer"))
+            yield self.record(name, images, self.data)
             return
         turns = self.data["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
             raise self.wrong("turns must be a list of objects with question and answer")
         for number, turn in enumerate(turns, 1):
-            yield Record(f"{name}/{number}", images, self.text(turn, "question"), self.texts(turn, "answer"))
+            yield self.record(f"{name}/{number}", images, turn)
+
+    def record(self, name: str, images: tuple[Path, ...], turn: Mapping[str, Any]) -> Record:
+        metric = self.data.get("metric", "exact")
+        if metric not in METRICS:
+            raise self.wrong(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        group = self.text(self.data, "family") if "family" in self.data else ""
+        question, answers = self.text(turn, "question"), self.texts(turn, "answer")
+        return Record(name, images, question, answers, metric, group, self.boxes(turn))
+
+    def boxes(self, turn: Mapping[str, Any]) -> tuple[tuple[float, float, float, float], ...]:
+        boxes = turn.get("evidence", [])
+        if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
+            raise self.wrong("evidence must be a list of boxes [left, top, right, bottom] in pixels")
+        return tuple((float(box[0]), float(box[1]), float(box[2]), float(box[3])) for box in boxes)
 
     def images(self) -> tuple[Path, ...]:
         if ("image" in self.data) == ("images" in self.data):

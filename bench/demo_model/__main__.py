@@ -26,7 +26,7 @@ def main() -> None:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="train, or go on where the checkpoint ends")
     parser.add_argument("--run", type=Path, default=RUN, help="folder of tokenizer, checkpoint and log (%(default)s)")
-    parser.add_argument("--recipe", choices=RECIPES, default="gpu" if _ON_GPU else "cpu", help="%(default)s here")
+    parser.add_argument("--recipe", choices=RECIPES, default="gpu", help="%(default)s")
     parser.add_argument("--minutes", type=float, default=120.0, help="training time over all sessions (%(default)s)")
     parser.add_argument("--device", default="cuda" if _ON_GPU else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw images (%(default)s)")
@@ -34,9 +34,7 @@ def _add_train(commands: Any) -> None:
         "--checkpoint-minutes", type=float, default=10.0, help="training time between checkpoints (%(default)s)"
     )
     parser.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler)")
-    parser.add_argument(
-        "--start", type=Path, help="model folder of the same recipe to go on from, without a checkpoint"
-    )
+    parser.add_argument("--start", type=Path, help="model folder to go on from while there is no checkpoint")
     parser.set_defaults(run_command=_train)
 
 
@@ -74,7 +72,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="write the checkpoint as a model folder")
     parser.add_argument("--run", type=Path, default=RUN, help="folder of the checkpoint (%(default)s)")
-    parser.add_argument("--recipe", choices=RECIPES, default="gpu" if _ON_GPU else "cpu", help="%(default)s here")
+    parser.add_argument("--recipe", choices=RECIPES, default="gpu", help="%(default)s")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--shard", default="1GB", help="largest file of weights, like 15MB (%(default)s)")
     parser.set_defaults(run_command=_export)

@@ -75,8 +75,12 @@ class TrainingNetwork(nn.Module):
         """Vision tokens (B, N, D); `frozen`: without gradients."""
         return encode(self.model.model.visual, batch.images, frozen=frozen)
 
-    def answer(self, batch: Batch, vision: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (A, V) of the answer tokens of all questions, and the right ones (A,)."""
+        return self.answer(batch, self.look(batch))
+
+    def answer(self, batch: Batch, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` with vision tokens that are there already."""
         hidden = decode(self.model.model.language_model, batch, vision)
         learned = batch.targets >= 0
         return self.model.lm_head(hidden[learned]), batch.targets[learned]

@@ -1,4 +1,4 @@
-"""What is trained, on what, and for how long: from nothing on a data-centre GPU, and on from there on CPU cores."""
+"""What is trained, on what, and for how long: from nothing on a data-centre GPU, or on from a trained model."""
 
 from __future__ import annotations
 
@@ -112,16 +112,11 @@ _FROM_NOTHING = Recipe(
 
 RECIPES = {
     "gpu": _FROM_NOTHING,
-    "cpu": replace(
+    "more": replace(
         _FROM_NOTHING,
-        phases=(
-            Phase(0.60, (36, 100), 0.8, frozen=True),
-            Phase(0.88, (42, 240), 1.0, frozen=True),
-            Phase(1.00, (64, 900), 1.0, frozen=True),
-        ),
-        batch_tokens=1_536,
-        rate=1.5e-3,
+        phases=(Phase(0.30, (42, 200), 1.0, frozen=True, shown=2), Phase(1.00, (64, 2304), 1.0, frozen=True, shown=2)),
+        rate=2e-3,
         cooldown=0.7,
-        harder=("documents", "charts", "infographics", "general"),
+        harder=("documents", "charts", "infographics"),
     ),
 }

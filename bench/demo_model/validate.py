@@ -46,7 +46,7 @@ def validate(
 def answered(network: TrainingNetwork, batch: Batch, reduced: bool = True) -> list[bool]:
     """Whether each question's answer comes out whole, image by image; `reduced`: bfloat16 where that is faster."""
     with reduced_precision(batch.images.device, enabled=reduced):
-        logits, targets = network.answer(batch, network.look(batch))
+        logits, targets = network(batch)
     hits = logits.argmax(-1) == targets
     learned = batch.targets >= 0
     image, column = learned.nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The command `erase`: ask, look at what pruning does, calibrate, make images. Only a command imports torch."""
+"""The command `erase`: ask, look at pruning, calibrate, evaluate, make images. Only a command imports torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from erase import EraseError, __version__
-from erase.cli import ask, calibrate, inspect, synthesize
+from erase.cli import ask, calibrate, evaluate, inspect, synthesize
 from erase.cli.common import UsageError, quietly
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
-    for command in (ask, inspect, calibrate, synthesize):
+    for command in (ask, inspect, calibrate, evaluate, synthesize):
         command.add_to(commands)
     return top
 

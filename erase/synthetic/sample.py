@@ -7,7 +7,10 @@ from typing import Literal
 
 from PIL import Image
 
-Metric = Literal["exact", "relaxed", "anls", "contains"]
+from erase.metrics import Metric
+
+__all__ = ["Box", "Mark", "MarkKind", "Metric", "Question", "Sample"]
+
 MarkKind = Literal["glyph", "colour", "shape", "icon"]
 
 

@@ -23,7 +23,7 @@ from erase import synthetic
 from erase.models.loading import DEMO_FOLDER, load_model
 
 TINY = replace(
-    RECIPES["cpu"],
+    RECIPES["gpu"],
     vision_width=64,
     vision_depth=2,
     vision_mlp=96,
@@ -85,15 +85,15 @@ class TestNetwork:
         (sample,) = samples_of(6, 6)[1:2]
         collator = Collator(tokenizer_folder)
         with torch.no_grad():
-            both, _, _ = network(collator.batch([sample], [sample.questions[:2]]))
-            last, _, _ = network(collator.batch([sample], [sample.questions[1:2]]))
+            both, _ = network(collator.batch([sample], [sample.questions[:2]]))
+            last, _ = network(collator.batch([sample], [sample.questions[1:2]]))
         assert (both[-len(last) :] - last).abs().max() < 1e-4
 
     def test_an_answer_counts_only_when_every_token_is_right(self, network, tokenizer_folder):
         samples = samples_of(6, 6)
         batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:2] for sample in samples])
         with torch.no_grad():
-            logits, targets, _ = network(batch)
+            logits, targets = network(batch)
         lucky = logits.argmax(-1)
         everywhere = batch.targets.clone()
         everywhere[batch.targets >= 0] = lucky
@@ -164,10 +164,10 @@ class TestTraining:
         kept = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["network"]
         assert all(torch.equal(weight, kept[f"model.{name}"]) for name, weight in network.model.state_dict().items())
         with pytest.raises(RuntimeError, match="size mismatch"):
-            train(tmp_path / "other", "cpu", minutes=0.0, device="cpu", workers=0, start=tmp_path / "start")
+            train(tmp_path / "other", "gpu", minutes=0.0, device="cpu", workers=0, start=tmp_path / "start")
 
     def test_the_learning_rate_warms_up_stays_and_cools_down(self):
-        recipe = replace(RECIPES["cpu"], cooldown=0.5)
+        recipe = replace(RECIPES["gpu"], cooldown=0.5)
         assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.rate / recipe.warmup_steps)
         rates = [learning_rate(recipe, 5000, share) for share in (0.0, 0.49, 0.75, 0.9999)]
         assert rates[:2] == [recipe.rate, recipe.rate]
@@ -216,6 +216,20 @@ class TestTraining:
             cells = batch.images.shape[1] * batch.images.shape[2] / 28**2
             assert fewest * 0.6 <= cells <= most * 1.1
 
+    def test_harder_families_come_twice_as_often(self, tokenizer_folder, monkeypatch):
+        drawn = []
+        original = synthetic.sample
+        monkeypatch.setattr(
+            synthetic,
+            "sample",
+            lambda family, *args, **options: drawn.append(family) or original(family, *args, **options),
+        )
+        recipe = replace(TINY, batch_tokens=4000, harder=("charts",))
+        batches = iter(Stream(recipe, tokenizer_folder, torch.zeros(1), seed=1))
+        while len(drawn) < 350:
+            next(batches)
+        assert drawn.count("charts") / len(drawn) == pytest.approx(2 / 7, abs=0.08)
+
     def test_an_image_is_shown_as_often_as_its_phase_says_each_time_moved(self, tokenizer_folder, monkeypatch):
         drawn = []
         original = synthetic.sample
@@ -249,7 +263,7 @@ class TestTraining:
         assert weights.shape == (MARK_CLASSES,)
         assert set(weights.tolist()) == {1.0, 3.0}
 
-    @pytest.mark.parametrize("phase", RECIPES["cpu"].phases + RECIPES["gpu"].phases)
+    @pytest.mark.parametrize("phase", RECIPES["gpu"].phases + RECIPES["more"].phases)
     def test_sizes_stay_below_what_a_phase_allows(self, phase):
         rng = Random(0)
         for _ in range(300):

@@ -1,0 +1,161 @@
+"""`erase evaluate`: what pruning costs in accuracy, against other methods at the same budget."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erase.cli.common import UsageError, add_command, add_model_options, load, print_json
+from erase.metrics import METRICS
+
+if TYPE_CHECKING:
+    from erase.evaluation import Contest, Step, Summary
+    from erase.models.loading import LoadedModel
+    from erase.records import Record
+
+_TURNED_ON = 48
+"""Prompts whose images decide the dials of methods that look at images."""
+
+
+def add_to(commands: Any) -> None:
+    """Adds the command to the parser's."""
+    parser = add_command(
+        commands,
+        run,
+        help="measure what pruning costs in accuracy, against other methods at the same budget",
+        example="erase evaluate erase/demo/samples --out evaluation --methods erase-1,erase-2,fastv --retentions 0.5",
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder with records.jsonl, .tsv file, or suite folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="answers and results; goes on there")
+    add_model_options(parser)
+    number = "(default: %(default)s)"
+    parser.add_argument("--methods", default="all", metavar="A,B", help=f"names, presets, policy files {number}")
+    parser.add_argument("--retentions", default="0.5,0.25,0.15,0.1", metavar="R,R", help=f"to compare at {number}")
+    parser.add_argument("--measures", default="final,layer_average", metavar="M,M", help=f"what is held equal {number}")
+    parser.add_argument("--metric", choices=METRICS, default="exact", help=f"for a .tsv file {number}")
+    parser.add_argument("--suite", choices=("paper",), help="evaluate a suite's .tsv files, in the folder DATA")
+    parser.add_argument("--limit", type=int, metavar="N", help="take only the first N records")
+    parser.add_argument("--restart", action="store_true", help="forget the answers of an earlier run")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes answers.jsonl, results.json, results.md and results.png; a bar goes to standard error."""
+    from erase.evaluation.suites import SUITES, tables_of
+
+    names, retentions, measures = _names(options.methods), _numbers(options.retentions), _measures(options.measures)
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {options.limit}")
+    if options.suite and options.model == "demo":
+        options.model = SUITES[options.suite].model
+    if not options.suite:
+        records = _records(options.data, options.out, options.metric)[: options.limit]
+        parts = {"": (options.out, records)}
+    else:
+        tables = tables_of(options.suite, options.data)
+        parts = {
+            file.stem: (options.out / file.stem, _records(file, options.out / file.stem, metric)[: options.limit])
+            for file, metric in tables.items()
+        }
+    loaded = load(options)
+    for title, (folder, records) in parts.items():
+        contests = _contests(names, measures, retentions, loaded, records)
+        summary = _evaluated(options, loaded, records, contests, folder)
+        _show(options, title, folder, summary)
+
+
+def _evaluated(
+    options: argparse.Namespace, loaded: LoadedModel, records: tuple[Record, ...], contests: list[Contest], folder: Path
+) -> Summary:
+    from erase.evaluation import evaluate, summarise
+    from erase.evaluation.report import write_report
+    from erase.evaluation.summary import NONE
+    from erase.policy import policy_to_dict
+
+    everyone = [NONE, *(one for contest in contests for one in contest.contestants)]
+    with _bar() as progress:
+        answers = evaluate(
+            loaded, records, everyone, folder / "answers.jsonl", restart=options.restart, progress=progress
+        )
+    summary = summarise(records, contests, answers)
+    about = {"model": loaded.name, "revision": loaded.revision, "data": str(options.data), "dtype": str(loaded.dtype)}
+    policies = {one.key: None if one.policy is None else policy_to_dict(one.policy) for one in everyone}
+    write_report(folder, summary, {**about, "policies": policies})
+    return summary
+
+
+def _show(options: argparse.Namespace, title: str, folder: Path, summary: Summary) -> None:
+    from erase.evaluation.report import markdown
+
+    if options.json:
+        print_json({"table": title, **asdict(summary)})
+        return
+    if title:
+        print(f"## {title}\n")
+    print(markdown(summary))
+    print(f"written to {folder}: answers.jsonl, results.json, results.md, results.png (with matplotlib)")
+
+
+def _names(text: str) -> list[str]:
+    from erase.evaluation.contestants import ERASE
+    from erase.policy import BASELINES
+
+    return [*ERASE, *BASELINES] if text == "all" else [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--retentions {text}: expected numbers separated by commas") from None
+    if not all(0.0 < value < 1.0 for value in values):
+        raise UsageError(f"--retentions {text}: expected numbers above 0 and below 1")
+    return values
+
+
+def _measures(text: str) -> list[Any]:
+    from erase.evaluation.contestants import MEASURES
+
+    measures = text.split(",")
+    if not set(measures) <= set(MEASURES):
+        raise UsageError(f"--measures {text}: expected {' and/or '.join(MEASURES)}, separated by commas")
+    return measures
+
+
+def _records(data: Path, out: Path, metric: Any) -> tuple[Record, ...]:
+    from erase.evaluation import load_table
+    from erase.records import load_records
+
+    return load_table(data, out / "images", metric) if data.suffix == ".tsv" else load_records(data)
+
+
+def _contests(
+    names: list[str], measures: list[Any], retentions: list[float], loaded: LoadedModel, records: tuple[Record, ...]
+) -> list[Contest]:
+    from erase.evaluation import contest
+    from erase.models.prompt import prepare_images
+    from erase.pictures import open_picture
+
+    prompts = list(dict.fromkeys(record.images for record in records if record.images))
+    spread = prompts[:: max(1, len(prompts) // _TURNED_ON)][:_TURNED_ON]
+    images = [
+        [image.pixels for image in prepare_images(loaded, [open_picture(path) for path in paths])] for paths in spread
+    ]
+    return [contest(names, measure, target, loaded, images) for measure in measures for target in retentions]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Step], None]]:
+    from tqdm import tqdm
+
+    with tqdm(unit="answer", desc="asking", disable=None) as bar:
+
+        def show(step: Step) -> None:
+            bar.total = step.total
+            bar.update(step.done - bar.n)
+
+        yield show

@@ -1,0 +1,129 @@
+"""An evaluation for people: a Markdown table per contest, and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from erase.errors import EraseError
+from erase.evaluation.summary import Line, Retained, Summary, label
+from erase.policy import Measure
+
+_TITLES = {"final": "final retention", "layer_average": "layer-averaged retention"}
+_OURS = "erase"
+
+
+def write_report(folder: Path, summary: Summary, about: dict[str, Any]) -> None:
+    """Writes results.json, results.md and results.png (if matplotlib is installed) into the folder."""
+    data = {"about": about, **asdict(summary)}
+    (folder / "results.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(markdown(summary), encoding="utf-8")
+    plot(summary, folder / "results.png")
+
+
+def markdown(summary: Summary) -> str:
+    """One table per contest, the best first."""
+    groups = [group for group in summary.unpruned if group != "all"]
+    shares = ", ".join(f"{group} {100 * summary.unpruned[group]:.1f}%" for group in groups)
+    text = [
+        f"{summary.questions} questions about {summary.images} images. Unpruned: "
+        f"{100 * summary.unpruned['all']:.1f}% right{f' ({shares})' if shares else ''}.",
+        "In the tables: score in % of the unpruned one on the same questions, with 95% intervals (images resampled).",
+    ]
+    for measure, target in dict.fromkeys((line.measure, line.target) for line in summary.lines):
+        lines = [line for line in summary.lines if (line.measure, line.target) == (measure, target)]
+        text.append(f"### {_TITLES[measure].capitalize()} {target:g} ({100 * (1 - target):g}% pruned)")
+        text.append(_table(sorted(lines, key=lambda line: -line.retained.value), groups))
+        absent = summary.absent.get(label(measure, target), {})
+        text += [f"Not here: {name}, {why}." for name, why in absent.items()]
+    return "\n\n".join(text) + "\n"
+
+
+def _table(lines: Sequence[Line], groups: Sequence[str]) -> str:
+    header = ["method", "retained", "95%", "final", "layer average", "evidence kept", *groups]
+    rows = [
+        [
+            line.name,
+            _percent(line.retained.value),
+            f"{_percent(line.retained.low)} to {_percent(line.retained.high)}",
+            f"{line.final:.3f}",
+            f"{line.layer_average:.3f}",
+            "" if line.evidence is None else _percent(line.evidence),
+            *(_percent(line.by_group[group].value) for group in groups),
+        ]
+        for line in lines
+    ]
+    dashes = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, dashes, *rows))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def plot(summary: Summary, file: Path) -> bool:
+    """Accuracy retained against either retention, a line per method; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    measures: list[Measure] = [
+        measure for measure in ("final", "layer_average") if any(line.measure == measure for line in summary.lines)
+    ]
+    if not measures:
+        raise EraseError("there is nothing to plot")
+    figure = Figure(figsize=(6.4 * len(measures) + 2.2, 5.2), layout="constrained")
+    axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+    names = sorted({line.name for line in summary.lines}, key=lambda name: (not name.startswith(_OURS), name))
+    for measure, axis in zip(measures, axes, strict=True):
+        for number, name in enumerate(names):
+            lines = sorted(
+                (line for line in summary.lines if (line.measure, line.name) == (measure, name)),
+                key=lambda line: line.target,
+            )
+            if not lines:
+                continue
+            ours = name.startswith(_OURS)
+            values = [100 * line.retained.value for line in lines]
+            axis.errorbar(
+                [line.target for line in lines],
+                values,
+                yerr=[_below(lines), _above(lines)] if ours else None,
+                label=name,
+                color=f"C{number % 10}",
+                linestyle="-" if ours else ("--" if number < 12 else ":"),
+                linewidth=2.4 if ours else 1.2,
+                marker="o" if ours else ".",
+                capsize=3 if ours else 0,
+            )
+        axis.set_xlabel(_TITLES[measure])
+        axis.set_xscale("log")
+        targets = sorted({line.target for line in summary.lines})
+        axis.set_xticks(targets, [f"{target:g}" for target in targets])
+        axis.minorticks_off()
+        axis.axhline(100, color="grey", linewidth=0.8)
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].set_ylabel("score, % of the unpruned model's")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(file, dpi=110)
+    return True
+
+
+def _below(lines: Sequence[Line]) -> list[float]:
+    return [100 * _gap(line.retained.value, line.retained.low) for line in lines]
+
+
+def _above(lines: Sequence[Line]) -> list[float]:
+    return [100 * _gap(line.retained.high, line.retained.value) for line in lines]
+
+
+def _gap(high: float, low: float) -> float:
+    return max(0.0, high - low)
+
+
+def one_line(retained: Retained) -> str:
+    """A retained score with its interval."""
+    return f"{_percent(retained.value)}% ({_percent(retained.low)} to {_percent(retained.high)})"

@@ -1,0 +1,258 @@
+"""Evaluations: equal budgets, every answer asked once, figures that can be checked by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import erase
+from erase import EraseError, PolicyError
+from erase.engine import Engine
+from erase.evaluation import Contest, Contestant, contest, evaluate, summarise
+from erase.evaluation.answers import Answer
+from erase.evaluation.contestants import mean_retention, named_policy, turned
+from erase.evaluation.report import markdown, plot, write_report
+from erase.evaluation.run import evidence_cells
+from erase.evaluation.summary import NONE
+from erase.models.loading import load_model
+from erase.models.prompt import prepare_images
+from erase.pictures import open_picture
+from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy
+from erase.records import Record, load_records
+from tests.starter import STARTER
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(str(STARTER), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return load_records(STARTER / "samples")[:6]
+
+
+@pytest.fixture(scope="module")
+def images(loaded, records):
+    paths = dict.fromkeys(record.images for record in records)
+    return [[one.pixels for one in prepare_images(loaded, [open_picture(path) for path in own])] for own in paths]
+
+
+class TestContests:
+    def test_dials_are_turned_until_all_keep_as_much(self, loaded, images):
+        architecture = loaded.adapter.architecture
+        for measure, target in (("final", 0.3), ("layer_average", 0.5)):
+            made = contest(["erase-1", "erase-2", "fastv", "divprune"], measure, target, loaded, images)
+            assert made.absent == {}
+            for one in made.contestants:
+                kept = mean_retention(one.policy, measure, architecture, images)
+                assert kept <= 1.04 * target
+                assert kept >= 0.9 * target or one.name == "erase-2"  # its stage 1 may keep less than it might
+
+    def test_equal_policies_are_asked_once(self, loaded, images):
+        final, average = (
+            contest(["divprune", "random"], measure, 0.3, loaded, images) for measure in ("final", "layer_average")
+        )
+        assert [one.key for one in final.contestants] == [one.key for one in average.contestants]
+        assert [one.name for one in final.contestants] == ["divprune", "random", "random", "random"]
+        assert len({one.key for one in final.contestants}) == 4
+
+    def test_who_cannot_keep_so_little_is_absent_with_the_reason(self, loaded, images):
+        made = contest(["erase-1", "pyramiddrop", "random"], "layer_average", 0.2, loaded, images)
+        assert {one.name for one in made.contestants} == {"random"}
+        assert "least that its dial reaches" in made.absent["erase-1"]
+        assert "cannot be reached" in made.absent["pyramiddrop"]
+
+    def test_names(self, loaded, tmp_path):
+        own = named_policy("erase-1-exact", loaded)
+        assert isinstance(own, BinnedPolicy)
+        assert own == replace(erase.load_policy(STARTER / "erase_policy.json"), scoring="exact")
+        assert named_policy("erase-2", loaded) == BudgetPolicy(0.25)
+        assert named_policy("qwen2.5-vl-7b", loaded) == erase.preset("qwen2.5-vl-7b")
+        erase.save_policy(BudgetPolicy(0.7), tmp_path / "mine.json")
+        assert named_policy(str(tmp_path / "mine.json"), loaded) == BudgetPolicy(0.7)
+        with pytest.raises(PolicyError, match="there is no method 'magic'; known: erase-1"):
+            named_policy("magic", loaded)
+
+    def test_a_policys_own_measure_needs_no_search(self, loaded):
+        policy = turned(BudgetPolicy(0.9), "layer_average", 0.31, loaded.adapter.architecture, [])
+        assert policy == BudgetPolicy(0.31)
+
+
+class TestAnswers:
+    CONTESTANTS = (
+        NONE,
+        Contestant("half", BaselinePolicy("divprune", 0.5)),
+        Contestant("same", BaselinePolicy("divprune", 0.5)),
+    )
+
+    def test_an_evaluation_that_was_stopped_goes_on_and_answers_the_same(self, loaded, records, tmp_path, monkeypatch):
+        whole = evaluate(loaded, records, self.CONTESTANTS, tmp_path / "whole.jsonl")
+        assert len(whole) == 2 * len(records)
+        file = tmp_path / "stopped.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(loaded, records, self.CONTESTANTS, file, progress=stop_after(5))
+        lines = file.read_text().splitlines()
+        assert len(lines) == 6
+        file.write_text("\n".join(lines) + '\n{"record": 3, "pol')  # killed while it wrote
+        asked = []
+        submit = Engine.submit
+        monkeypatch.setattr(Engine, "submit", lambda self, sequence: asked.append(1) or submit(self, sequence))
+        assert evaluate(loaded, records, self.CONTESTANTS, file) == whole
+        assert len(asked) == 2 * len(records) - 5
+        for answer in whole.values():
+            assert 0 < answer.layer_average <= 1
+        assert whole[0, NONE.key].final == 1.0
+        assert whole[0, self.CONTESTANTS[1].key].final == pytest.approx(0.5, abs=0.02)
+        assert whole[0, NONE.key].score == 1.0
+
+    def test_answers_of_another_evaluation_are_not_taken(self, loaded, records, tmp_path):
+        file = tmp_path / "answers.jsonl"
+        evaluate(loaded, records[:1], [NONE], file)
+        with pytest.raises(EraseError, match="another evaluation"):
+            evaluate(loaded, records[1:2], [NONE], file)
+        evaluate(loaded, records[1:2], [NONE], file, restart=True)
+        file.write_text(file.read_text() + "{}\n")
+        with pytest.raises(EraseError, match="damaged"):
+            evaluate(loaded, records[1:2], [NONE], file)
+
+    def test_downsampling_counts_what_it_left_of_the_original(self, loaded, records, tmp_path):
+        one = Contestant("smaller", BaselinePolicy("downsample", 0.5))
+        answer = evaluate(loaded, records[:1], [one], tmp_path / "answers.jsonl")[0, one.key]
+        assert answer.final == answer.layer_average == pytest.approx(0.5, abs=0.12)
+        assert answer.evidence is None
+
+    def test_evidence_lies_in_the_cells_that_its_boxes_touch(self, loaded, records):
+        (image,) = prepare_images(loaded, [open_picture(records[0].images[0])])
+        rows, columns = image.cell_grid
+        picture = (columns * 10, rows * 20)
+        record = replace(records[0], evidence=((0.0, 0.0, 10.0, 20.0), (15.0, 30.0, 25.0, 40.0)))
+        assert evidence_cells(record, picture, image).tolist() == [0, columns + 1, columns + 2]
+        assert evidence_cells(replace(record, evidence=()), picture, image) is None
+
+
+def stop_after(answers: int):
+    def progress(step):
+        if step.done == answers:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def figures() -> tuple[list[Record], list[Contest], dict]:
+    """Four questions about two images; the unpruned model gets three right, a method two of these."""
+    names = ("one.png", "one.png", "two.png", "two.png")
+    records = [
+        Record(f"r{number}", (Path(name),), "?", ("a",), group="left" if number < 2 else "right")
+        for number, name in enumerate(names)
+    ]
+    seeds = [Contestant("random", BaselinePolicy("random", 0.5, seed=seed)) for seed in (0, 1)]
+    scores = {NONE.key: [1, 1, 1, 0], seeds[0].key: [1, 0, 1, 0], seeds[1].key: [1, 0, 0, 1]}
+    answers = {
+        (number, key): Answer("a", float(own[number]), 0.5, 0.6, 0.25 if number < 2 else None)
+        for key, own in scores.items()
+        for number in range(4)
+    }
+    return records, [Contest("final", 0.5, tuple(seeds), {"fastv": "it is too early"})], answers
+
+
+class TestSummary:
+    def test_figures_by_hand(self):
+        summary = summarise(*figures())
+        assert (summary.questions, summary.images) == (4, 2)
+        assert summary.unpruned == {"all": 0.75, "left": 1.0, "right": 0.5}
+        (line,) = summary.lines
+        assert (line.name, line.score) == ("random", 0.5)
+        assert line.retained.value == pytest.approx(2 / 3)
+        # Drawing one image twice gives 1/2 or 1, both once 2/3.
+        assert (line.retained.low, line.retained.high) == (pytest.approx(0.5), pytest.approx(1.0))
+        assert (line.final, line.layer_average, line.evidence) == (0.5, pytest.approx(0.6), 0.25)
+        assert {group: one.value for group, one in line.by_group.items()} == {"left": 0.5, "right": 1.0}
+
+    def test_the_same_answers_always_give_the_same_intervals(self):
+        assert summarise(*figures()) == summarise(*figures())
+
+    def test_intervals_cover_the_truth_about_as_often_as_they_say(self):
+        generator = np.random.default_rng(0)
+        covered = 0
+        method = Contestant("m", BaselinePolicy("divprune", 0.5))
+        for _ in range(60):
+            right = generator.random((80, 3)) < 0.8
+            kept = right & (generator.random((80, 3)) < 0.7)
+            records = [Record(str(number), (Path(f"{number // 3}"),), "?", ("a",)) for number in range(240)]
+            answers = {}
+            for key, own in ((NONE.key, right), (method.key, kept)):
+                answers |= {
+                    (number, key): Answer("", float(hit), 0.5, 0.5, None) for number, hit in enumerate(own.flatten())
+                }
+            (line,) = summarise(records, [Contest("final", 0.5, (method,), {})], answers).lines
+            covered += line.retained.low <= 0.7 <= line.retained.high
+        assert covered >= 52
+
+    def test_the_report_names_everything(self, tmp_path):
+        summary = summarise(*figures())
+        text = markdown(summary)
+        assert "4 questions about 2 images. Unpruned: 75.0% right (left 100.0%, right 50.0%)" in text
+        assert "### Final retention 0.5 (50% pruned)" in text
+        assert "| random | 66.7 | 50.0 to 100.0 | 0.500 | 0.600 | 25.0 | 50.0 | 100.0 |" in text
+        assert "Not here: fastv, it is too early." in text
+        write_report(tmp_path, summary, {"model": "m"})
+        assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["retained"]["value"] == pytest.approx(
+            2 / 3
+        )
+        assert (tmp_path / "results.md").read_text() == text
+        assert (tmp_path / "results.png").stat().st_size > 5000
+
+    def test_without_matplotlib_there_is_no_plot(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+        assert not plot(summarise(*figures()), tmp_path / "plot.png")
+        assert not (tmp_path / "plot.png").exists()
+
+
+def test_the_command_evaluates_a_folder_and_a_table(tmp_path, capsys, monkeypatch):
+    from erase.cli import main
+
+    torch.set_num_threads(1)
+    samples = STARTER / "samples"
+    wanted = [
+        "--model",
+        str(STARTER),
+        "--methods",
+        "erase-2,random",
+        "--retentions",
+        "0.5",
+        "--measures",
+        "layer_average",
+    ]
+    assert main(["evaluate", str(samples), "--out", str(tmp_path / "a"), "--limit", "3", *wanted]) == 0
+    assert "| erase-2 |" in capsys.readouterr().out
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert [line["name"] for line in results["lines"]] == ["erase-2", "random"]
+    assert len((tmp_path / "a" / "answers.jsonl").read_text().splitlines()) == 1 + 3 * 5
+    table = table_of(load_records(samples)[:2], tmp_path / "paper")
+    assert main(["evaluate", str(table), "--out", str(tmp_path / "b"), "--metric", "anls", *wanted]) == 0
+    for name in ("DocVQA_VAL", "InfoVQA_VAL", "ChartQA_TEST", "TextVQA_VAL", "OCRBench"):
+        (tmp_path / "paper" / f"{name}.tsv").write_bytes(table.read_bytes())
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "paper"), "--suite", "paper", "--out", str(tmp_path / "c"), *wanted]) == 0
+    assert capsys.readouterr().out.count("2 questions about") == 5
+    assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), "--retentions", "2"]) == 2
+    assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), "--measures", "total"]) == 2
+    assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), *wanted[:2], "--methods", "magic"]) == 1
+    assert "there is no method 'magic'" in capsys.readouterr().err
+
+
+def table_of(records, folder):
+    import base64
+
+    folder.mkdir()
+    lines = ["index\timage\tquestion\tanswer"]
+    for number, record in enumerate(records):
+        data = base64.b64encode(record.images[0].read_bytes()).decode()
+        lines.append(f"{number}\t{data}\t{record.question}\t{record.answers[0]}")
+    file = folder / "set.tsv"
+    file.write_text("\n".join(lines) + "\n")
+    return file

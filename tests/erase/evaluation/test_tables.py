@@ -1,0 +1,81 @@
+"""Benchmarks as TSV files with images in base64."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image
+
+from erase import InputError
+from erase.evaluation import load_table
+from erase.evaluation.suites import SUITES, tables_of
+
+
+def encoded(colour: str) -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(stream, format="JPEG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def written(tmp_path, *lines, header=("index", "image", "question", "answer")):
+    file = tmp_path / "set.tsv"
+    file.write_text("\n".join("\t".join(line) for line in (header, *lines)) + "\n", encoding="utf-8")
+    return file
+
+
+def test_lines_become_records_and_images_files(tmp_path):
+    file = written(
+        tmp_path,
+        ("1", encoded("red"), "What is it?", "red"),
+        ("a/2", "1", "And now?", "['red', 'Red']"),
+        ("3", encoded("blue"), "Now?", '["blue"]'),
+    )
+    records = load_table(file, tmp_path / "images", "anls")
+    assert [record.answers for record in records] == [("red",), ("red", "Red"), ("blue",)]
+    assert [record.name for record in records] == ["1", "a/2", "3"]
+    assert {record.metric for record in records} == {"anls"}
+    assert records[0].images == records[1].images != records[2].images
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"1.png", "3.png"}
+    with Image.open(records[0].images[0]) as image:
+        assert image.size == (40, 30)
+    assert load_table(file, tmp_path / "images", "anls") == records
+
+
+def test_choices_follow_the_question_and_categories_are_groups(tmp_path):
+    header = ("index", "image", "question", "answer", "A", "B", "category")
+    file = written(tmp_path, ("1", encoded("red"), "Colour?", "B", "blue", "red", "colours"), header=header)
+    (record,) = load_table(file, tmp_path / "images")
+    assert record.question.splitlines()[:3] == ["Colour?", "A. blue", "B. red"]
+    assert (record.answers, record.group) == (("B",), "colours")
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "message"),
+    [
+        ([], ("index", "image", "question", "answer"), "holds no lines"),
+        ([("1", "x", "?")], ("index", "image", "question"), "no column answer"),
+        ([("1", "%%%", "?", "a")], ("index", "image", "question", "answer"), "line 2: the image"),
+        ([("1", base64.b64encode(b"no image").decode() * 9, "?", "a")], None, "line 2: the image"),
+        ([("1", "@", "?", " ")], None, "must not be empty"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, lines, header, message):
+    lines = [tuple(encoded("red") if cell == "@" else cell for cell in line) for line in lines]
+    file = written(tmp_path, *lines, header=header or ("index", "image", "question", "answer"))
+    with pytest.raises(InputError, match=message):
+        load_table(file, tmp_path / "images")
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(InputError, match="cannot read the table"):
+        load_table(tmp_path / "none.tsv", tmp_path / "images")
+
+
+def test_a_suite_names_the_files_it_lacks(tmp_path):
+    names = list(SUITES["paper"].tables)
+    for name in names[1:]:
+        (tmp_path / f"{name}.tsv").touch()
+    with pytest.raises(InputError, match=rf"lacks {names[0]}\.tsv of"):
+        tables_of("paper", tmp_path)
+    (tmp_path / f"{names[0]}.tsv").touch()
+    assert [path.stem for path in tables_of("paper", tmp_path)] == names
