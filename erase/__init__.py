@@ -4,13 +4,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
-from erase.policy import BinnedPolicy, BudgetPolicy, load_policy, save_policy
+from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
 
 if TYPE_CHECKING:
     from erase.stock.context import pruning
 
 __all__ = [
+    "BaselinePolicy",
     "BinnedPolicy",
     "BudgetPolicy",
     "EraseError",

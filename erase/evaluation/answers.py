@@ -29,24 +29,24 @@ class Answer:
 
 
 class AnswerFile:
-    """Answers by record number and policy key; additions are in the file when `add` returns.
+    """Answers by the keys of record and policy; additions are in the file when `add` returns.
 
     Raises:
-        EraseError: the file belongs to another evaluation, or is damaged.
+        EraseError: the file belongs to another model, or is damaged.
     """
 
-    def __init__(self, path: Path, identity: str, *, restart: bool = False) -> None:
+    def __init__(self, path: Path, model: str, *, restart: bool = False) -> None:
         self.path = path
-        self.found: dict[tuple[int, str], Answer] = {}
+        self.found: dict[tuple[str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if restart:
             path.unlink(missing_ok=True)
-        whole = self._read(identity)
+        whole = self._read(model)
         self._file = path.open("r+" if whole else "w", encoding="utf-8")
         self._file.truncate(whole)  # a last line that a killed process left half-written
         self._file.seek(whole)
         if not whole:
-            self._append({"format": FORMAT, "evaluation": identity})
+            self._append({"format": FORMAT, "model": model})
 
     def __enter__(self) -> Self:
         """Itself; leaving the block closes the file."""
@@ -57,16 +57,16 @@ class AnswerFile:
     ) -> None:
         self._file.close()
 
-    def add(self, record: int, key: str, answer: Answer) -> None:
+    def add(self, record: str, policy: str, answer: Answer) -> None:
         """Remember an answer."""
-        self.found[record, key] = answer
-        self._append({"record": record, "policy": key, **asdict(answer)})
+        self.found[record, policy] = answer
+        self._append({"record": record, "policy": policy, **asdict(answer)})
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _read(self, identity: str) -> int:
+    def _read(self, model: str) -> int:
         """Takes in what the file holds; how many bytes of it are whole lines."""
         if not self.path.exists():
             return 0
@@ -77,7 +77,7 @@ class AnswerFile:
             entries = [json.loads(line) for line in lines]
             for number, entry in enumerate(entries):
                 if number == 0:
-                    self._require_same(entry, identity)
+                    self._require_same(entry, model)
                     continue
                 place = entry.pop("record"), entry.pop("policy")
                 self.found[place] = Answer(**entry)
@@ -85,22 +85,28 @@ class AnswerFile:
             raise EraseError(f"{self.path} is damaged; delete it, or start anew with --restart") from error
         return whole
 
-    def _require_same(self, header: Any, identity: str) -> None:
-        if header != {"format": FORMAT, "evaluation": identity}:
+    def _require_same(self, header: Any, model: str) -> None:
+        if header != {"format": FORMAT, "model": model}:
             raise EraseError(
-                f"{self.path} holds the answers of another evaluation (other records, model or format); choose another "
-                "folder, or start anew with --restart"
+                f"{self.path} holds the answers of another model or format; choose another folder, or start anew with "
+                "--restart"
             )
 
 
-def identity_of(loaded: LoadedModel, records: Sequence[Record]) -> str:
-    """SHA-256 of what answers depend on, beside the policy: the model, and the records with their images' bytes."""
-    digest = hashlib.sha256(repr((loaded.name, loaded.revision, str(loaded.dtype))).encode())
+def model_key(loaded: LoadedModel) -> str:
+    """What answers depend on of a model."""
+    return f"{loaded.name} {loaded.revision} {loaded.dtype}"
+
+
+def record_keys(records: Sequence[Record]) -> list[str]:
+    """Names each record by what it asks, its images' bytes included, so that more records can be added later."""
     images: dict[Path, str] = {}
+    keys = []
     for record in records:
         for path in record.images:
             if path not in images:
                 images[path] = hashlib.sha256(path.read_bytes()).hexdigest()
         known = [images[path] for path in record.images]
-        digest.update(repr((record.name, known, record.question, record.answers, record.metric)).encode())
-    return digest.hexdigest()
+        asked = repr((known, record.question, record.answers, record.metric, record.evidence))
+        keys.append(hashlib.sha256(asked.encode()).hexdigest()[:16])
+    return keys

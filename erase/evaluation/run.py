@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from erase.engine import ContextLengthError, Engine, EngineLimits, Handle, SamplingParams
 from erase.engine import Sequence as EngineSequence
 from erase.errors import InputError
-from erase.evaluation.answers import Answer, AnswerFile, identity_of
+from erase.evaluation.answers import Answer, AnswerFile, model_key, record_keys
 from erase.evaluation.contestants import Contestant
 from erase.methods import method_for
 from erase.metrics import score
@@ -60,19 +60,27 @@ def evaluate(
         Answers by record number and `Contestant.key`.
 
     Raises:
-        EraseError: the file belongs to another evaluation.
+        EraseError: the file belongs to another model.
         InputError: an image that cannot be read or a prompt too long for the model; the message names the record.
         EngineError: the model failed.
     """
     policies = list({contestant.key: contestant for contestant in contestants}.values())
-    with AnswerFile(file, identity_of(loaded, records), restart=restart) as answers:
+    records_by = record_keys(records)
+    with AnswerFile(file, model_key(loaded), restart=restart) as answers:
+        found = {
+            (number, own.key): answers.found[record, own.key]
+            for number, record in enumerate(records_by)
+            for own in policies
+            if (record, own.key) in answers.found
+        }
         total = len(records) * len(policies)
-        progress(Step(len(answers.found), total))
+        progress(Step(len(found), total))
         with Engine(loaded, EngineLimits(min_vision_tokens=0)) as engine:
-            for number, key, answer in _asked(loaded, engine, records, policies, answers.found.keys()):
-                answers.add(number, key, answer)
-                progress(Step(len(answers.found), total))
-        return {found: answer for found, answer in answers.found.items() if found[0] < len(records)}
+            for number, key, answer in _asked(loaded, engine, records, policies, set(found)):
+                answers.add(records_by[number], key, answer)
+                found[number, key] = answer
+                progress(Step(len(found), total))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +101,7 @@ def _asked(
     engine: Engine,
     records: Sequence[Record],
     policies: Sequence[Contestant],
-    known: object,
+    known: Set[tuple[int, str]],
 ) -> Iterator[tuple[int, str, Answer]]:
     waiting: deque[_Asked] = deque()
     for asked in _submitted(loaded, engine, records, policies, known):
@@ -109,11 +117,11 @@ def _submitted(
     engine: Engine,
     records: Sequence[Record],
     policies: Sequence[Contestant],
-    known: object,
+    known: Set[tuple[int, str]],
 ) -> Iterator[_Asked]:
     for paths, numbered in groupby(enumerate(records), key=lambda pair: pair[1].images):
         questions = list(numbered)
-        missing = [(number, own) for number, _ in questions for own in policies if (number, own.key) not in known]  # type: ignore[operator]
+        missing = [(number, own) for number, _ in questions for own in policies if (number, own.key) not in known]
         if not missing:
             continue
         pictures = [open_picture(path) for path in paths]

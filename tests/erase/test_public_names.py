@@ -5,6 +5,7 @@ import erase
 
 def test_the_public_names_are_these_and_sorted():
     assert erase.__all__ == [
+        "BaselinePolicy",
         "BinnedPolicy",
         "BudgetPolicy",
         "EraseError",

@@ -53,9 +53,9 @@ class TestContests:
                 assert kept >= 0.9 * target or one.name == "erase-2"  # its stage 1 may keep less than it might
 
     def test_equal_policies_are_asked_once(self, loaded, images):
-        final, average = (
-            contest(["divprune", "random"], measure, 0.3, loaded, images) for measure in ("final", "layer_average")
-        )
+        names = ["divprune", "random"]
+        final = contest(names, "final", 0.3, loaded, images)
+        average = contest(names, "layer_average", 0.3, loaded, images)
         assert [one.key for one in final.contestants] == [one.key for one in average.contestants]
         assert [one.name for one in final.contestants] == ["divprune", "random", "random", "random"]
         assert len({one.key for one in final.contestants}) == 4
@@ -109,15 +109,24 @@ class TestAnswers:
         assert whole[0, self.CONTESTANTS[1].key].final == pytest.approx(0.5, abs=0.02)
         assert whole[0, NONE.key].score == 1.0
 
-    def test_answers_of_another_evaluation_are_not_taken(self, loaded, records, tmp_path):
+    def test_more_records_are_added_to_what_is_there(self, loaded, records, tmp_path):
+        file = tmp_path / "answers.jsonl"
+        few = evaluate(loaded, records[2:4], [NONE], file)
+        more = evaluate(loaded, records[1:4], [NONE], file)
+        assert {number: answer for (number, _), answer in more.items()}.keys() == {0, 1, 2}
+        assert [more[number + 1, "none"] for number in range(2)] == [few[number, "none"] for number in range(2)]
+        assert len(file.read_text().splitlines()) == 1 + 3
+
+    def test_answers_of_another_model_are_not_taken(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
         evaluate(loaded, records[:1], [NONE], file)
-        with pytest.raises(EraseError, match="another evaluation"):
-            evaluate(loaded, records[1:2], [NONE], file)
-        evaluate(loaded, records[1:2], [NONE], file, restart=True)
+        other = replace(loaded, revision="another")
+        with pytest.raises(EraseError, match="another model"):
+            evaluate(other, records[:1], [NONE], file)
+        evaluate(other, records[:1], [NONE], file, restart=True)
         file.write_text(file.read_text() + "{}\n")
         with pytest.raises(EraseError, match="damaged"):
-            evaluate(loaded, records[1:2], [NONE], file)
+            evaluate(other, records[:1], [NONE], file)
 
     def test_downsampling_counts_what_it_left_of_the_original(self, loaded, records, tmp_path):
         one = Contestant("smaller", BaselinePolicy("downsample", 0.5))
