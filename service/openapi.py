@@ -20,28 +20,28 @@ DESCRIPTION = (
 _REF = "#/components/schemas/"
 _TEMPLATE = _REF + "{model}"
 
-PROMPT_EXAMPLE = "what is page ?"
+PROMPT_EXAMPLE = "What is the tax?"
 ANSWER_EXAMPLE: dict[str, Any] = {
     "id": "job_01a207af812b87f196a7aa543415dbe7",
-    "answer": "2389",
+    "answer": "5.05",
     "finish_reason": "stop",
     "model": "demo",
     "usage": {
-        "prompt_tokens": 75,
+        "prompt_tokens": 282,
         "completion_tokens": 5,
-        "vision_tokens": {"input": 64, "after_stage1": 38, "kept": 25, "layer_average": 31.5},
-        "token_reduction": 0.5078,
+        "vision_tokens": {"input": 256, "after_stage1": 64, "kept": 38, "layer_average": 41.25},
+        "token_reduction": 0.8389,
     },
-    "pruning": {"policy": "demo", "requested": 0.4, "final": 0.3906, "layer_average": 0.4922},
-    "images": [{"width": 224, "height": 224, "tokens": 64, "complexity": 0.0391}],
+    "pruning": {"policy": "demo", "requested": 0.15, "final": 0.1484, "layer_average": 0.1611},
+    "images": [{"width": 448, "height": 448, "tokens": 256, "complexity": 0.0}],
     "timings_ms": {
-        "queue": 6.3,
-        "preprocess": 5.88,
-        "encode": 21.0,
-        "prefill": 13.82,
-        "decode": 23.07,
-        "first_token": 47.0,
-        "total": 70.93,
+        "queue": 3.8,
+        "preprocess": 19.18,
+        "encode": 0.02,
+        "prefill": 91.87,
+        "decode": 97.95,
+        "first_token": 114.86,
+        "total": 214.69,
     },
 }
 
@@ -54,7 +54,7 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
 }
 
 _STREAM_EXAMPLE = (
-    'event: token\ndata: {"seq": 1, "text": "2"}\nid: 1\n\nevent: result\ndata: {"id": "job_01a2..."}\nid: 2\n'
+    'event: token\ndata: {"seq": 1, "text": "5"}\nid: 1\n\nevent: result\ndata: {"id": "job_01a2..."}\nid: 2\n'
 )
 
 

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         commands,
         run,
         help="ask a question about one or several images",
-        example='erase ask erase/demo/samples/sample-3.png "what is page ?"',
+        example='erase ask erase/demo/samples/documents.png "What is the tax?"',
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture files")
     parser.add_argument("question", metavar="QUESTION")

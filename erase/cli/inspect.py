@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
         commands,
         run,
         help="show what pruning sees in an image and drops of it",
-        example='erase inspect erase/demo/samples/sample-3.png "what is page ?" --overlay overlay.png',
+        example='erase inspect erase/demo/samples/documents.png "What is the tax?" --overlay overlay.png',
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="picture file")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="run the model, to see stage 2 as well")

@@ -20,6 +20,7 @@ from erase.errors import UnsupportedError
 from erase.models import SUPPORTED, VisionLanguageAdapter, adapter_for
 
 DEMO = "demo"
+POLICY_FILE = "erase_policy.json"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOCK = 2**20
@@ -120,7 +121,7 @@ def load_model(
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"the tokenizer of {source!r} has no chat template, so questions cannot be put to it")
     model.eval().requires_grad_(False)
-    policy_file = path / "erase_policy.json" if local else None
+    policy_file = path / POLICY_FILE if local else None
     return LoadedModel(
         name=source if source == DEMO or not local else path.resolve().name,
         revision=str(revision) if not local else fingerprint(path) if weights else "",
@@ -143,13 +144,13 @@ def _with_weights(source: str, location: str, settings: dict[str, Any]) -> Any:
 
 
 def fingerprint(folder: Path) -> str:
-    """Name of a local model's content: a hash of its files.
+    """Name of a local model's content: a hash of its files, but for the policy, which says nothing about the model.
 
     A file above 512 MiB is sampled, one MiB of each of its 512 parts, to keep starts short.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix not in {".json", ".jinja", ".safetensors", ".txt"}:
+        if file.name == POLICY_FILE or file.suffix not in {".json", ".jinja", ".safetensors", ".txt"}:
             continue
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())

@@ -171,6 +171,11 @@ def test_the_fingerprint_changes_with_any_weight(folder, demo, at):
     assert fingerprint(folder) != demo.revision
 
 
+def test_the_fingerprint_does_not_change_with_the_policy(folder, demo):
+    (folder / "erase_policy.json").write_text("{}")
+    assert fingerprint(folder) == demo.revision
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"])
 def test_the_fingerprint_changes_with_any_setting(folder, demo, name):
     file = folder / name
