@@ -80,10 +80,11 @@ def cut_prompt(
             part[(asking + start).to(part.device)].to(key.device) for part in (states, run.cos, run.sin)
         )
         query = adapter.scoring_query(run.layer, hidden, cos, sin, normed=source == "normed_input")
-        return vision_attention(query, key, asking.to(key.device), columns.to(key.device), scale=adapter.scale)
+        seen = vision_attention(query, key, asking.to(key.device), columns.to(key.device), scale=adapter.scale)
+        return seen.to(columns.device)
 
     places = (columns + start).to(run.output.device)
-    context = _context(prompt, attention=attention, states=lambda: run.output[places])
+    context = _context(prompt, attention=attention, states=lambda: run.output[places].to(columns.device))
     chosen = _chosen(prompt, context)
     if chosen is None:
         return prompt.keep(cut, _all_of(prompt))

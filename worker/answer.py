@@ -33,9 +33,8 @@ def build_answer(
 ) -> Answer:
     """Put together what the client gets. `depth` counts decoder layers."""
     before = sequence.preselection.tokens
-    after_stage1 = len(sequence.preselection.kept)
     kept = len(result.kept)
-    average = layer_average_retention(before, after_stage1, result.cuts, depth)
+    average = layer_average_retention(before, len(sequence.preselection.kept), result.cuts, depth)
     phases = result.times
     return Answer(
         id=job_id,
@@ -46,7 +45,7 @@ def build_answer(
             prompt_tokens=len(sequence.prompt.tokens),
             completion_tokens=len(result.tokens),
             vision_tokens=VisionTokens(
-                input=before, after_stage1=after_stage1, kept=kept, layer_average=round(average * before, 2)
+                input=before, after_stage1=len(result.entered), kept=kept, layer_average=round(average * before, 2)
             ),
             token_reduction=round(1 - average, 4),
         ),
@@ -85,9 +84,9 @@ def _ms(seconds: float) -> float:
 
 
 def _maps(sequence: Sequence, result: Result) -> tuple[PruningMap, ...]:
-    """Per image its grid of cells: 0 dropped by stage 1, 1 dropped inside the model, 2 kept."""
+    """Per image its grid of cells: 0 dropped before the language model, 1 dropped inside it, 2 kept."""
     fate = [0] * sequence.preselection.tokens
-    for index in sequence.preselection.kept.tolist():
+    for index in result.entered.tolist():
         fate[index] = 1
     for index in result.kept.tolist():
         fate[index] = 2

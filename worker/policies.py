@@ -109,6 +109,10 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
         if file.stem in (NONE, *policies):
             raise PolicyError(f"ERASE_POLICY={default}: the name {file.stem!r} means another policy, rename the file")
         policies[file.stem] = load_policy(file)
+        if isinstance(policies[file.stem], BaselinePolicy):
+            raise PolicyError(
+                f"ERASE_POLICY={default}: another method than ERASE can be asked for, but not be the default"
+            )
         default = file.stem
     if settings.retention is not None and default != NONE:
         policies[default] = policies[default].with_retention(settings.retention)

@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder with records.jsonl, .tsv file, or suite folder")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="answers and results; goes on there")
     add_model_options(parser)
+    parser.set_defaults(model=None)  # demo, or the suite's
     number = "(default: %(default)s)"
     parser.add_argument("--methods", default="all", metavar="A,B", help=f"names, presets, policy files {number}")
     parser.add_argument("--retentions", default="0.5,0.25,0.15,0.1", metavar="R,R", help=f"to compare at {number}")
@@ -50,15 +51,18 @@ def run(options: argparse.Namespace) -> None:
     names, retentions, measures = _names(options.methods), _numbers(options.retentions), _measures(options.measures)
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit must be at least 1, got {options.limit}")
-    if options.suite and options.model == "demo":
-        options.model = SUITES[options.suite].model
+    if options.model is None:
+        options.model = SUITES[options.suite].model if options.suite else "demo"
     if not options.suite:
         records = _records(options.data, options.out, options.metric)[: options.limit]
         parts = {"": (options.out, records)}
     else:
         tables = tables_of(options.suite, options.data)
         parts = {
-            file.stem: (options.out / file.stem, _records(file, options.out / file.stem, metric)[: options.limit])
+            file.stem: (
+                options.out / file.stem,
+                _records(file, options.out / file.stem, metric, SUITES[options.suite].ending)[: options.limit],
+            )
             for file, metric in tables.items()
         }
     loaded = load(options)
@@ -126,11 +130,11 @@ def _measures(text: str) -> list[Any]:
     return measures
 
 
-def _records(data: Path, out: Path, metric: Any) -> tuple[Record, ...]:
+def _records(data: Path, out: Path, metric: Any, ending: str = "") -> tuple[Record, ...]:
     from erase.evaluation import load_table
     from erase.records import load_records
 
-    return load_table(data, out / "images", metric) if data.suffix == ".tsv" else load_records(data)
+    return load_table(data, out / "images", metric, ending) if data.suffix == ".tsv" else load_records(data)
 
 
 def _contests(

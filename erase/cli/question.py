@@ -117,8 +117,9 @@ class Pruned:
 def pruned(loaded: LoadedModel, method: Method, preselection: Preselection) -> Pruned:
     """What a method does to a prompt with these images."""
     architecture = loaded.adapter.architecture
-    after_stage1 = len(preselection.kept)
-    cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in method.cuts(preselection, architecture))
+    plan = method.plan(preselection, architecture)
+    after_stage1 = min((cut.keep for cut in plan if cut.after_layers == 0), default=len(preselection.kept))
+    cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in plan if cut.after_layers)
     counts = [(cut.after_layers, cut.kept) for cut in cuts]
     return Pruned(
         tokens=preselection.tokens,

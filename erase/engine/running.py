@@ -141,6 +141,7 @@ class RunningSequence:
     def prefilled(self, prompt: PackedPrompt, *, admitted: float, encoded: float) -> None:
         """Take over the prompt after prefill; the times are `time.monotonic()` seconds."""
         self._prompt = prompt
+        prompt.rows.encoded = None  # the unpruned features have done their work
         if self._times is None:  # else it was preempted: the first prefill counts
             self._cache_lengths = prompt.cache.lengths
             self._times = admitted, encoded, time.monotonic()
@@ -175,6 +176,8 @@ class RunningSequence:
         prompt = self._rows()
         assert self._times is not None, "not prefilled yet"  # noqa: S101
         admitted, encoded, prefilled = self._times
+        first = prompt.rows.done[0] if prompt.rows.done else None
+        entered = self.sequence.preselection.kept if first is None or first.layer > 0 else first.kept
         return Result(
             tokens=tuple(self.tokens),
             text=self._text.text,
@@ -187,6 +190,7 @@ class RunningSequence:
                 first_token=prefilled - self.submitted,
             ),
             cuts=prompt.cuts,
+            entered=entered,
             kept=prompt.rows.survivors.cpu(),
             cache_lengths=self._cache_lengths,
             stage2_skipped=isinstance(self.sequence.method, Stage1Only),

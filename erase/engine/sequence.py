@@ -125,6 +125,8 @@ class Result:
     """`stop` (end token or stop string) or `length`."""
     times: PhaseTimes
     cuts: tuple[Cut, ...]
+    entered: Tensor
+    """Vision tokens that entered the decoder: sorted indices into the unpruned vision tokens."""
     kept: Tensor
     """Vision tokens that survived all cuts: sorted indices into the unpruned vision tokens."""
     cache_lengths: tuple[int, ...]

@@ -72,8 +72,8 @@ class AnswerFile:
             return 0
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        lines = content[:whole].decode("utf-8").splitlines()
         try:
+            lines = content[:whole].decode("utf-8").splitlines()
             entries = [json.loads(line) for line in lines]
             for number, entry in enumerate(entries):
                 if number == 0:

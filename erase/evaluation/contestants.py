@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from erase.errors import PolicyError
+from erase.errors import PolicyError, UnsupportedError
 from erase.methods import method_for
 from erase.methods.base import Architecture
 from erase.models.loading import LoadedModel
@@ -96,16 +96,25 @@ def _policies(
     architecture = loaded.adapter.architecture
     if name in BASELINES:
         seeds = range(_SEEDS) if name == "random" else range(1)
-        policies = [BaselinePolicy(name, target, _measure_of(name, measure), seed) for seed in seeds]
-        try:
-            for own in policies:
-                loaded.adapter.require_support(method_for(own))
-                for prompt in images[:1]:
-                    method_for(own).plan(method_for(own).preselect(prompt), architecture)
-        except PolicyError as error:
-            raise _OutOfReachError(str(error)) from None
-        return list(policies)
-    return [turned(named_policy(name, loaded), measure, target, architecture, images)]
+        return [_baseline(name, measure, target, seed, loaded, images) for seed in seeds]
+    policy = named_policy(name, loaded)
+    if isinstance(policy, BaselinePolicy):
+        return [_baseline(policy.method, measure, target, policy.seed, loaded, images)]
+    return [turned(policy, measure, target, architecture, images)]
+
+
+def _baseline(
+    name: str, measure: Measure, target: float, seed: int, loaded: LoadedModel, images: Sequence[Sequence[VisionImage]]
+) -> Policy:
+    policy = BaselinePolicy(name, target, _measure_of(name, measure), seed)
+    method = method_for(policy)
+    try:
+        loaded.adapter.require_support(method)
+        for prompt in images[:1]:
+            method.plan(method.preselect(prompt), loaded.adapter.architecture)
+    except (PolicyError, UnsupportedError) as error:
+        raise _OutOfReachError(str(error)) from None
+    return policy
 
 
 def _measure_of(name: str, measure: Measure) -> Measure:

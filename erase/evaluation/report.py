@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase.errors import EraseError
 from erase.evaluation.summary import Line, Retained, Summary, label
 from erase.policy import Measure
 
@@ -65,7 +64,7 @@ def _percent(value: float) -> str:
 
 
 def plot(summary: Summary, file: Path) -> bool:
-    """Accuracy retained against either retention, a line per method; False where matplotlib is not installed."""
+    """Accuracy retained against either retention, a line per method; False without matplotlib, or without a method."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -74,7 +73,7 @@ def plot(summary: Summary, file: Path) -> bool:
         measure for measure in ("final", "layer_average") if any(line.measure == measure for line in summary.lines)
     ]
     if not measures:
-        raise EraseError("there is nothing to plot")
+        return False
     figure = Figure(figsize=(6.4 * len(measures) + 2.2, 5.2), layout="constrained")
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     names = sorted({line.name for line in summary.lines}, key=lambda name: (not name.startswith(_OURS), name))

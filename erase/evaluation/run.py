@@ -173,14 +173,14 @@ def _marked(loaded: LoadedModel, records: Sequence[Record], asked: _Asked) -> tu
 
 
 def evidence_cells(record: Record, size: tuple[int, int], image: PreparedImage) -> Tensor | None:
-    """int64: the vision tokens that the record's evidence lies in; None where it names none or has several images.
+    """int64: the vision tokens that the record's evidence lies in; None where it names none, or several tiles.
 
     Args:
         record: whose boxes are in pixels of the picture.
         size: width and height of the picture.
         image: the picture as the model sees it.
     """
-    if not record.evidence or len(record.images) != 1:
+    if not record.evidence or len(record.images) != 1 or image.pixels.grid[0] > 1:
         return None
     rows, columns = image.cell_grid
     marked = torch.zeros(rows, columns, dtype=torch.bool)

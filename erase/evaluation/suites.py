@@ -12,10 +12,14 @@ from erase.metrics import Metric
 
 @dataclass(frozen=True)
 class Suite:
-    """A model and the tables that it is asked about: file names without `.tsv`, and how right an answer is."""
+    """A model and the tables that it is asked about: file names without `.tsv`, and how right an answer is.
+
+    `ending` follows every question, to ask for a short answer.
+    """
 
     model: str
     tables: Mapping[str, Metric]
+    ending: str
 
 
 SUITES: Mapping[str, Suite] = {
@@ -29,6 +33,7 @@ SUITES: Mapping[str, Suite] = {
             "TextVQA_VAL": "contains",
             "OCRBench": "contains",
         },
+        ending="Answer the question using a single word or phrase.",
     )
 }
 

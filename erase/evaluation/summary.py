@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,10 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Retained:
-    """Score over the unpruned model's on the same questions, with a 95% interval from resampling whole images."""
+    """Score over the unpruned model's on the same questions, with a 95% interval from resampling whole images.
+
+    Zeros where the unpruned model scores nothing.
+    """
 
     value: float
     low: float
@@ -64,10 +68,10 @@ def summarise(
     records: Sequence[Record], contests: Sequence[Contest], answers: Mapping[tuple[int, str], Answer]
 ) -> Summary:
     """Figures of all contests; answers of `NONE` must be there."""
-    images = [
-        [number for number, _ in numbered]
-        for _, numbered in groupby(enumerate(records), key=lambda pair: pair[1].images)
-    ]
+    by_image: dict[tuple[Path, ...], list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
+        by_image[record.images].append(number)
+    images = list(by_image.values())
     groups = sorted({record.group for record in records if record.group})
     plain = np.array([answers[number, NONE.key].score for number in range(len(records))])
     resampled = _resamples(images, len(records))
@@ -132,7 +136,7 @@ def _resamples(images: Sequence[Sequence[int]], records: int) -> NDArray[np.floa
 def _retained(scores: NDArray[np.float64], plain: NDArray[np.float64], resampled: NDArray[np.float64]) -> Retained:
     whole = plain.sum()
     if whole == 0:
-        return Retained(float("nan"), float("nan"), float("nan"))
+        return Retained(0.0, 0.0, 0.0)
     wholes = resampled @ plain
     ratios = (resampled @ scores)[wholes > 0] / wholes[wholes > 0]
     low, high = np.percentile(ratios, [2.5, 97.5])

@@ -59,6 +59,8 @@ class VisionLanguageAdapter(ABC):
     """Arguments of a call that carry its images."""
     shows_encoder_attention: ClassVar[bool] = False
     """Whether `encode_steps` can tell what the vision encoder looked at."""
+    cuts_tiles: ClassVar[bool] = False
+    """Whether images are cut into tiles of one size, so that a smaller image need not have fewer tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, self.model_class):
@@ -180,8 +182,13 @@ class VisionLanguageAdapter(ABC):
         """Refuses a method that this architecture has nothing for.
 
         Raises:
-            UnsupportedError: the method looks at the encoder's attention, which this architecture does not show.
+            UnsupportedError: the method looks at the encoder's attention, which this architecture does not show, or
+                resizes images that this architecture cuts into tiles.
         """
+        if method.image_scale != 1.0 and self.cuts_tiles:
+            raise UnsupportedError(
+                f"the method {method.name!r} resizes images, but models of type {self.model_type!r} cut them into tiles"
+            )
         if method.sees_encoder_attention and not self.shows_encoder_attention:
             raise UnsupportedError(
                 f"the method {method.name!r} looks at the attention inside the vision encoder, which is not shown for "

@@ -28,6 +28,7 @@ class InternVL(VisionLanguageAdapter):
     binned_queries = "normed_input"
     budget_queries = "normed_input"
     position_axes = 1
+    cuts_tiles = True
     pixel_inputs = ("pixel_values",)
 
     @property

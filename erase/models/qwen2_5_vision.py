@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from erase.methods.base import EncoderAttention
 
-_QUERIES_AT_ONCE = 256
-"""The map of all patches on all patches would not fit into memory."""
+_MAP_AT_ONCE = 2**24
+"""Numbers of an attention map; that of all patches on all patches would not fit into memory."""
 
 Grid = tuple[int, int]
 """Vision tokens of an image along height and width."""
@@ -162,8 +162,10 @@ def _received(query: Tensor, key: Tensor, images: Sequence[int]) -> Tensor:
     for own_query, own_key in zip(torch.split(query, list(images)), torch.split(key, list(images)), strict=True):
         keys = own_key.float().permute(1, 2, 0)  # [heads, head_dim, patches]
         total = torch.zeros(len(own_key), device=key.device)
-        for part in torch.split(own_query.float().transpose(0, 1), _QUERIES_AT_ONCE, dim=1):
-            total += ((part @ keys) * query.shape[-1] ** -0.5).softmax(-1).mean(0).sum(0)
+        at_once = max(1, _MAP_AT_ONCE // (keys.shape[0] * len(own_key)))
+        scaled = own_query.float().transpose(0, 1) * query.shape[-1] ** -0.5
+        for part in torch.split(scaled, at_once, dim=1):
+            total += (part @ keys).softmax(-1).mean(0).sum(0)
         received.append(total / len(own_key))
     return torch.cat(received)
 

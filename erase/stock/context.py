@@ -162,9 +162,9 @@ class _Session:
         pixels = call if features is None or self._encoded is None else self._encoded[1]
         methods = self._methods_for(len(vision))
         for method in methods:
-            self.adapter.require_support(method)
             if method.image_scale != 1.0:
                 raise UnsupportedError(f"the method {method.name!r} resizes images: do that before the processor")
+            self.adapter.require_support(method)
         selections = self._preselect(methods, pixels, vision)
         self._batch = _Batch(vision, places, methods, selections, self._attention(methods, pixels, selections))
         try:

@@ -317,3 +317,23 @@ def stock_logits(
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     length = len(own.encode(question.answer, add_special_tokens=False).ids) + 1
     return logits[-length - 1 : -1]
+
+
+class TestBundledModel:
+    def test_stock_classes_load_it_and_it_fits_into_the_repository(self):
+        model = AutoModelForImageTextToText.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
+        assert model.config.text_config.num_hidden_layers >= 16
+        assert AutoImageProcessor.from_pretrained(DEMO_FOLDER).merge_size == 2
+        assert AutoTokenizer.from_pretrained(DEMO_FOLDER).get_vocab() == make_tokenizer().get_vocab()
+        size = sum(file.stat().st_size for file in DEMO_FOLDER.rglob("*") if file.is_file())
+        assert size <= 40 * 2**20
+
+    def test_it_brings_a_picture_of_every_family_from_the_test_split(self):
+        samples = json.loads((DEMO_FOLDER / "samples" / "samples.json").read_text())
+        assert [sample["family"] for sample in samples] == list(synthetic.FAMILIES)
+        assert all(sample["name"].startswith(f"{sample['family']}-test-") for sample in samples)
+        assert all(len(sample["turns"]) >= 4 for sample in samples)
+
+    def test_it_answers_more_than_a_third_of_what_it_has_not_seen(self):
+        table = summary(evaluate(DEMO_FOLDER, "validation", 4, [(64, 100)], "cpu"))
+        assert table["all"]["all"].value > 0.4

@@ -308,7 +308,14 @@ class TestVisPruner:
         chosen = made("vispruner", 0.9).choose_in(view(features, (2, 3), received), 5)
         assert sorted(chosen.tolist()) == [0, 1, 3, 4, 5]  # round(2.5) = 2 important; 2 repeats 3 most
 
-    def test_the_rest_shrinks_by_half_as_often_as_needed(self):
+    def test_what_repeats_nothing_stays(self):
+        features = torch.ones(200, 8)
+        features[90] = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1])
+        received = torch.arange(200.0).flip(0)
+        chosen = made("vispruner", 0.1).choose_in(view(features, (10, 20), received), 20)
+        assert 90 in chosen.tolist()
+
+    def test_the_rest_shrinks_until_it_is_few_enough(self):
         chosen = made("vispruner", 0.1).choose_in(view(torch.randn(64, 8), (8, 8), torch.rand(64)), 6)
         assert len(set(chosen.tolist())) == 6
 
@@ -328,7 +335,7 @@ class TestCDPruner:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(9, 12, generator=generator, dtype=torch.float64)
         kernel = rows @ rows.T
-        chosen = most_probable(kernel, 5).tolist()
+        chosen = most_probable(rows, 5).tolist()
         for number, best in enumerate(chosen):
             volumes = {}
             for other in set(range(9)) - set(chosen[:number]):
@@ -363,6 +370,13 @@ class TestVScan:
         features = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 2.0], [0.1, 4.0]])
         merged = made("vscan", 0.1).merge_in(view(features, (2, 2)), torch.tensor([0, 2]))
         assert torch.allclose(merged, torch.tensor([[2.0, 0.05], [0.05, 3.0]]))
+
+    def test_what_is_left_over_goes_to_the_windows_that_were_looked_at_most(self):
+        first = torch.zeros(256)
+        first[[255, 130]] = torch.tensor([2.0, 1.0])  # the last window, and one in the middle
+        own = view(torch.randn(256, 4), (16, 16), torch.arange(256.0).flip(0), first)
+        chosen = made("vscan", 0.01).choose_in(own, 4)
+        assert set(chosen.tolist()) == {0, 1, 255, 130}
 
     def test_in_the_middle_the_last_token_decides(self):
         method = made("vscan", 0.1)

@@ -444,7 +444,7 @@ class TestDocumentation:
     def test_every_command_parses(self):
         lines = re.findall(r"^\.venv/bin/(erase .+)$", self.TEXT, re.MULTILINE)
         commands = [cli.parser().parse_args(shlex.split(line)[1:]).command for line in lines]
-        assert set(commands) == {"ask", "inspect", "calibrate", "synthesize"}
+        assert set(commands) == {"ask", "inspect", "calibrate", "evaluate", "synthesize"}
 
     def test_ask_and_inspect_print_what_is_printed_there_but_for_the_time(self, command, tmp_path, monkeypatch):
         (tmp_path / "erase").symlink_to(DEMO_FOLDER.parent)  # the page's pictures, and a place for its overlay

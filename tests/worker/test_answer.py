@@ -39,6 +39,7 @@ def answer(
     finish_reason: str = "stop",
     with_map: bool = True,
     text_tokens: int = 10,
+    entered: list[int] | None = None,
 ) -> Answer:
     """What comes of a prompt whose images have these grids, of which stage 1 and then all cuts left these tokens."""
     images = tuple(image(*grid) for grid in grids)
@@ -53,6 +54,7 @@ def answer(
         )
         for picture, left in zip(images, stage1, strict=True)
     )
+    kept_by_stage1 = Preselection(selections).kept
     length = text_tokens + sum(picture.tokens for picture in images)
     prompt = PreparedPrompt(
         torch.zeros(length, dtype=torch.int64), torch.zeros(3, length, dtype=torch.int64), 0, images
@@ -63,6 +65,7 @@ def answer(
         finish_reason=finish_reason,
         times=PhaseTimes(queue=0.1, encode=0.2, prefill=0.3, decode=0.4, first_token=0.6),
         cuts=cuts,
+        entered=kept_by_stage1 if entered is None else torch.tensor(entered, dtype=torch.int64),
         kept=torch.tensor(kept, dtype=torch.int64),
         cache_lengths=(),
     )
@@ -99,6 +102,15 @@ def test_two_cuts_average_over_three_stretches_of_layers() -> None:
     cuts = (Cut(2, 6, prune_cache=False), Cut(5, 1, prune_cache=True))
     made = answer([(2, 4)], [list(range(8))], [3], cuts, depth=10)
     assert made.usage.vision_tokens.layer_average == (2 * 8 + 3 * 6 + 5 * 1) / 10
+
+
+def test_what_is_cut_before_the_decoder_counts_as_dropped_before_the_model() -> None:
+    cuts = (Cut(0, 3, prune_cache=False), Cut(4, 1, prune_cache=False))
+    made = answer([(2, 3)], [list(range(6))], [4], cuts, entered=[0, 2, 4])
+    vision = made.usage.vision_tokens
+    assert (vision.input, vision.after_stage1, vision.kept, vision.layer_average) == (6, 3, 1, 2)
+    assert made.pruning_map is not None
+    assert made.pruning_map[0].rows == ((1, 0, 1), (0, 2, 0))
 
 
 def test_nothing_pruned_reduces_nothing() -> None:

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from erase import BinnedPolicy, BudgetPolicy, PolicyError, load_policy, preset, preset_names, save_policy
+from erase import (
+    BaselinePolicy,
+    BinnedPolicy,
+    BudgetPolicy,
+    PolicyError,
+    load_policy,
+    preset,
+    preset_names,
+    save_policy,
+)
 from erase.methods import BudgetMethod
 from erase.methods.none import NoPruning
 from erase.models import SUPPORTED, VisionLanguageAdapter
@@ -162,6 +171,12 @@ class TestPlan:
         monkeypatch.setattr(type(loaded.adapter), "shows_encoder_attention", False)
         with pytest.raises(UnknownPolicyError, match="attention inside the vision encoder"):
             book(loaded).plan(request(method="visionzip"), loaded)
+
+    def test_another_method_cannot_be_the_default(self, loaded: LoadedModel, tmp_path: Path) -> None:
+        file = tmp_path / "theirs.json"
+        save_policy(BaselinePolicy("fastv", 0.5), file)
+        with pytest.raises(PolicyError, match="not be the default"):
+            book(loaded, policy=str(file))
 
     def test_an_unknown_name_is_refused_with_those_that_are_known(self, loaded: LoadedModel) -> None:
         with pytest.raises(UnknownPolicyError) as refusal:

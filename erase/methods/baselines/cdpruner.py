@@ -19,24 +19,24 @@ class CDPruner(PerImage):
         relevance = cosines(view.features, view.question.mean(0, keepdim=True)).squeeze(1)
         relevance = relevance - relevance.min()
         relevance = (relevance + _SMALLEST) / relevance.max().clamp(min=_SMALLEST)
-        kernel = relevance[:, None] * cosines(view.features, view.features) * relevance[None, :]
-        return most_probable(kernel, keep)
+        scaled = relevance[:, None] * torch.nn.functional.normalize(view.features, dim=-1)
+        return most_probable(scaled, keep)
 
 
-def most_probable(kernel: Tensor, keep: int) -> Tensor:
+def most_probable(factor: Tensor, keep: int) -> Tensor:
     """int64 [keep], in the order of choice: each time the token that enlarges the chosen set's determinant most.
 
     Args:
-        kernel: [n, n], symmetric.
+        factor: [n, d], whose products are the process' kernel [n, n]; that is never there as a whole.
         keep: how many, at most n.
     """
-    gains = kernel.diagonal().clone()
-    rows = torch.zeros(keep, len(kernel), device=kernel.device)
-    chosen = torch.empty(keep, dtype=torch.int64, device=kernel.device)
+    gains = (factor**2).sum(1)
+    rows = torch.zeros(keep, len(factor), dtype=factor.dtype, device=factor.device)
+    chosen = torch.empty(keep, dtype=torch.int64, device=factor.device)
     for number in range(keep):
         best = gains.argmax()
         chosen[number] = best
-        row = kernel[best] - rows[:number, best] @ rows[:number]
+        row = factor @ factor[best] - rows[:number, best] @ rows[:number]
         rows[number] = row / gains[best].clamp(min=_SMALLEST).sqrt()
         gains = gains - rows[number] ** 2
         gains[chosen[: number + 1]] = -float("inf")

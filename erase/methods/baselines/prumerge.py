@@ -30,7 +30,9 @@ class PruMerge(PerImage):
         near = cosines(view.seen.keys[chosen], view.seen.keys)
         near[torch.arange(len(chosen), device=near.device), chosen] = -float("inf")
         neighbours = near.topk(min(_NEIGHBOURS, view.tokens - 1), dim=1).indices
-        merged = features[chosen] + (weights[neighbours][..., None] * features[neighbours]).sum(1)
+        merged = features[chosen].clone()
+        for own in neighbours.unbind(1):  # one after the other: all at once would be many times the features
+            merged += weights[own, None] * features[own]
         named = self._named(view, len(chosen) - 1)
         left = others(named, view.tokens)
         for_the_rest = (~torch.isin(chosen, named)).nonzero().squeeze(1)

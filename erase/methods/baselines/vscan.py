@@ -21,6 +21,7 @@ from erase.methods.baselines.schedule import left_after
 _GLOBAL = 0.5
 _SECOND = 1 / 3
 _WINDOW = 4
+_NUDGE = 1e-6
 
 
 class VScan(PerImage):
@@ -63,8 +64,11 @@ class VScan(PerImage):
         free[everywhere] = False
         windows = [own[free[own]] for own in _windows(view.grid, everywhere.device)]
         sizes = [len(own) for own in windows]
-        quotas = shared_out(keep - len(everywhere), [1.0] * len(windows), sizes)
         first = view.seen.received[0]
+        # Equal shares; what is left over goes where the first block looks most.
+        most = [float(first[own].max()) if len(own) else 0.0 for own in windows]
+        weights = [1.0 + _NUDGE * one / max(max(most), _NUDGE) for one in most]
+        quotas = shared_out(keep - len(everywhere), weights, sizes)
         local = [own[ranked(first[own])[:quota]] for own, quota in zip(windows, quotas, strict=True)]
         return torch.cat([everywhere, *local])
 

@@ -173,6 +173,15 @@ def test_baselines_answer_alike_in_pruning_and_in_the_engine(loaded, images, pro
     assert len(whole.kept) == trace.tokens > len(answer.kept)
 
 
+def test_where_stage_2_does_not_pay_cuts_before_the_decoder_are_still_made(loaded, images, prompt):
+    method = method_for(BaselinePolicy("divprune", 0.4))
+    sequence = bare_sequence(loaded, prompt, images, method)
+    with running(loaded) as engine, running(loaded, min_vision_tokens=10**6) as careful:
+        (plain,), (answer,) = results(engine, [sequence]), results(careful, [sequence])
+    assert answer.kept.tolist() == plain.kept.tolist() == answer.entered.tolist()
+    assert (answer.tokens, answer.stage2_skipped) == (plain.tokens, False)
+
+
 def test_images_cannot_be_resized_behind_the_processor(loaded, inputs):
     with pytest.raises(erase.UnsupportedError, match="before the processor"):
         pruned(loaded, inputs, method_for(BaselinePolicy("downsample", 0.5)))

@@ -35,10 +35,26 @@ def test_lines_become_records_and_images_files(tmp_path):
     assert [record.name for record in records] == ["1", "a/2", "3"]
     assert {record.metric for record in records} == {"anls"}
     assert records[0].images == records[1].images != records[2].images
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {"1.png", "3.png"}
+    assert len(list((tmp_path / "images").iterdir())) == 2
     with Image.open(records[0].images[0]) as image:
         assert image.size == (40, 30)
     assert load_table(file, tmp_path / "images", "anls") == records
+
+
+def test_another_table_has_its_own_images(tmp_path):
+    first = load_table(written(tmp_path, ("1", encoded("red"), "What?", "red")), tmp_path / "images")
+    second = load_table(written(tmp_path, ("1", encoded("blue"), "What?", "blue")), tmp_path / "images")
+    assert first[0].images != second[0].images
+    again = load_table(written(tmp_path, ("7", encoded("red"), "And?", "red")), tmp_path / "images")
+    assert again[0].images == first[0].images
+
+
+def test_only_lists_of_texts_are_several_answers(tmp_path):
+    texts = ["[57, 63]", '["a", null]', "[{[]:1}]"]
+    lines = [(str(number), encoded("red"), "?", text) for number, text in enumerate(texts)]
+    records = load_table(written(tmp_path, *lines), tmp_path / "images", ending="In one word.")
+    assert [record.answers for record in records] == [(text,) for text in texts]
+    assert records[0].question == "?\nIn one word."
 
 
 def test_choices_follow_the_question_and_categories_are_groups(tmp_path):
@@ -46,7 +62,7 @@ def test_choices_follow_the_question_and_categories_are_groups(tmp_path):
     file = written(tmp_path, ("1", encoded("red"), "Colour?", "B", "blue", "red", "colours"), header=header)
     (record,) = load_table(file, tmp_path / "images")
     assert record.question.splitlines()[:3] == ["Colour?", "A. blue", "B. red"]
-    assert (record.answers, record.group) == (("B",), "colours")
+    assert (record.answers, record.group) == (("B", "B.", "(B)", "B. red", "red"), "colours")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +73,8 @@ def test_choices_follow_the_question_and_categories_are_groups(tmp_path):
         ([("1", "%%%", "?", "a")], ("index", "image", "question", "answer"), "line 2: the image"),
         ([("1", base64.b64encode(b"no image").decode() * 9, "?", "a")], None, "line 2: the image"),
         ([("1", "@", "?", " ")], None, "must not be empty"),
+        ([("1",)], None, "line 2: the image"),
+        ([("1", "\u00e9" * 80, "?", "a")], None, "line 2: the image"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, lines, header, message):
