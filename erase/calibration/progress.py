@@ -11,6 +11,7 @@ from typing import Any
 
 from erase.calibration.search import ImageStats, Point, Search
 from erase.errors import EraseError, InputError
+from erase.journal import Journal
 from erase.models.loading import LoadedModel
 from erase.records import Record
 
@@ -60,56 +61,42 @@ class ProgressFile:
         self.unpruned: dict[int, Unpruned] = {}
         self.answers: dict[tuple[int, tuple[int, ...]], bool] = {}
         self.tried: list[Tried] = []
-        if restart:
-            path.unlink(missing_ok=True)
-        whole = self._read(identity)
-        self._file = path.open("r+" if whole else "w", encoding="utf-8")
-        self._file.truncate(whole)  # a last line that a killed process left half-written
-        self._file.seek(whole)
-        if not whole:
-            self._append({"format": FORMAT, **asdict(identity)})
+        self._journal = self._read(identity, restart)
+        self._journal.begin({"format": FORMAT, **asdict(identity)})
 
     def close(self) -> None:
         """Close the file; it stays where it is."""
-        self._file.close()
+        self._journal.close()
 
     def add_unpruned(self, record: int, unpruned: Unpruned) -> None:
         """Remember a record's answer without pruning."""
         self.unpruned[record] = unpruned
         images = [[image.tokens, image.complexity] for image in unpruned.images]
-        self._append({"unpruned": record, "right": unpruned.right, "images": images})
+        self._journal.append({"unpruned": record, "right": unpruned.right, "images": images})
 
     def add_answer(self, record: int, kept: tuple[int, ...], *, right: bool) -> None:
         """Remember whether a record was answered right with so many vision tokens of each image."""
         self.answers[record, kept] = right
-        self._append({"answer": record, "kept": kept, "right": right})
+        self._journal.append({"answer": record, "kept": kept, "right": right})
 
     def add_tried(self, tried: Tried) -> None:
         """Remember a point."""
         self.tried.append(tried)
-        self._append(asdict(tried))
+        self._journal.append(asdict(tried))
 
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def _read(self, identity: Identity) -> int:
-        """Take over what the file holds; returns the bytes of its whole lines."""
+    def _read(self, identity: Identity, restart: bool) -> Journal:
+        """Take over what the file holds."""
+        difference = ""
         try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return 0
-        whole = content.rfind(b"\n") + 1
-        try:
-            header, *lines = [json.loads(line) for line in content[:whole].splitlines()] or [None]
-            if header is None:
-                return 0
-            if header.pop("format") != FORMAT:
-                raise ValueError("another format")
-            difference = identity.difference(Identity(**header))
-            if not difference:
-                for line in lines:
-                    self._take(line)
+            journal = Journal(self.path, restart=restart)
+            if journal.lines:
+                header, *lines = journal.lines
+                if header.pop("format") != FORMAT:
+                    raise ValueError("another format")
+                difference = identity.difference(Identity(**header))
+                if not difference:
+                    for line in lines:
+                        self._take(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EraseError(
                 f"{self.path} is no progress of a calibration, or damaged; start over with --restart"
@@ -119,7 +106,7 @@ class ProgressFile:
                 f"{self.path} is the progress of another calibration ({difference}): start over with --restart, or "
                 "choose another --out"
             )
-        return whole
+        return journal
 
     def _take(self, line: dict[str, Any]) -> None:
         if "unpruned" in line:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from erase.errors import EraseError
+from erase.journal import Journal
 from erase.models.loading import LoadedModel
 from erase.records import Record
 
@@ -39,14 +39,9 @@ class AnswerFile:
         self.path = path
         self.found: dict[tuple[str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if restart:
-            path.unlink(missing_ok=True)
-        whole = self._read(model)
-        self._file = path.open("r+" if whole else "w", encoding="utf-8")
-        self._file.truncate(whole)  # a last line that a killed process left half-written
-        self._file.seek(whole)
-        if not whole:
-            self._append({"format": FORMAT, "model": model})
+        header = {"format": FORMAT, "model": model}
+        self._journal = self._read(header, restart)
+        self._journal.begin(header)
 
     def __enter__(self) -> Self:
         """Itself; leaving the block closes the file."""
@@ -55,42 +50,29 @@ class AnswerFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._journal.close()
 
     def add(self, record: str, policy: str, answer: Answer) -> None:
         """Remember an answer."""
         self.found[record, policy] = answer
-        self._append({"record": record, "policy": policy, **asdict(answer)})
+        self._journal.append({"record": record, "policy": policy, **asdict(answer)})
 
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def _read(self, model: str) -> int:
-        """Takes in what the file holds; how many bytes of it are whole lines."""
-        if not self.path.exists():
-            return 0
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+    def _read(self, header: dict[str, Any], restart: bool) -> Journal:
+        """Take over what the file holds."""
         try:
-            lines = content[:whole].decode("utf-8").splitlines()
-            entries = [json.loads(line) for line in lines]
-            for number, entry in enumerate(entries):
-                if number == 0:
-                    self._require_same(entry, model)
-                    continue
+            journal = Journal(self.path, restart=restart)
+            same = not journal.lines or journal.lines[0] == header
+            for entry in journal.lines[1:] if same else ():
                 place = entry.pop("record"), entry.pop("policy")
                 self.found[place] = Answer(**entry)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise EraseError(f"{self.path} is damaged; delete it, or start anew with --restart") from error
-        return whole
-
-    def _require_same(self, header: Any, model: str) -> None:
-        if header != {"format": FORMAT, "model": model}:
+        if not same:
             raise EraseError(
                 f"{self.path} holds the answers of another model or format; choose another folder, or start anew with "
                 "--restart"
             )
+        return journal
 
 
 def model_key(loaded: LoadedModel) -> str:

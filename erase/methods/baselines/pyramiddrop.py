@@ -2,27 +2,15 @@
 
 from torch import Tensor
 
-from erase.methods.base import Architecture, Cut, Preselection, ScoreContext
-from erase.methods.baselines.per_image import Baseline, kept_of
-from erase.methods.baselines.schedule import falling, layers_at
-
-_STAGES = (1 / 4, 1 / 2, 3 / 4)
+from erase.methods.base import ScoreContext
+from erase.methods.baselines.staged import Staged
 
 
-class PyramidDrop(Baseline):
+class PyramidDrop(Staged):
     """After a quarter, a half and three quarters of the layers, keeps an equal fraction of what is left each time."""
 
     name = "pyramiddrop"
-
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        if not self.prunes(preselection):
-            return ()
-        layers = layers_at(_STAGES, architecture.depth)
-        shares = falling(self.policy, layers, architecture.depth)
-        return tuple(
-            Cut(layer, kept_of(preselection.tokens, share), prune_cache=False)
-            for layer, share in zip(layers, shares, strict=True)
-        )
+    stages = (1 / 4, 1 / 2, 3 / 4)
 
     def score(self, context: ScoreContext) -> Tensor:
         return context.attention("last")

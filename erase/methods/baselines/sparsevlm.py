@@ -6,17 +6,16 @@ import torch
 from torch import Tensor
 
 from erase.errors import InputError
-from erase.methods.base import Architecture, Cut, Preselection, ScoreContext
-from erase.methods.baselines.per_image import Baseline, kept_of, ranked, sums_of
-from erase.methods.baselines.schedule import falling, layers_at
+from erase.methods.base import ScoreContext
+from erase.methods.baselines.per_image import ranked, sums_of
+from erase.methods.baselines.staged import Staged
 
-_STAGES = (2 / 32, 6 / 32, 15 / 32)
 _RECYCLED = 0.3
 _PER_CLUSTER = 10
 _NEIGHBOURS = 5
 
 
-class SparseVLM(Baseline):
+class SparseVLM(Staged):
     """In three stages keeps what the raters look at, and merges the top 30% of what that drops into a few tokens.
 
     Raters are the question's tokens that vision tokens are more like than they are like the average one. The merged
@@ -24,17 +23,8 @@ class SparseVLM(Baseline):
     """
 
     name = "sparsevlm"
+    stages = (2 / 32, 6 / 32, 15 / 32)
     sees_features = True
-
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        if not self.prunes(preselection):
-            return ()
-        layers = layers_at(_STAGES, architecture.depth)
-        shares = falling(self.policy, layers, architecture.depth)
-        return tuple(
-            Cut(layer, kept_of(preselection.tokens, share), prune_cache=False)
-            for layer, share in zip(layers, shares, strict=True)
-        )
 
     def score(self, context: ScoreContext) -> Tensor:
         if context.encoded is None:
