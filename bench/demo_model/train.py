@@ -79,7 +79,7 @@ def train(
     optimizers = make_optimizers(network, recipe)
     progress = _resume(out, network, optimizers) or Progress()
     share = torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
-    share[0] = min(1.0, progress.seconds / (60 * minutes))
+    share[0] = min(1.0, progress.seconds / max(60 * minutes, 1e-9))
     batches = loader(Stream(recipe, out, share, seed + progress.step), workers)
     run = _Run(
         out, network, optimizers, recipe, progress, 60 * minutes, share, torch.device(device), 60 * checkpoint_minutes

@@ -105,8 +105,8 @@ def test_lists_are_as_good_as_tuples():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "unheard of"}, "kind must be one of binned, budget, got 'unheard of'"),
-        ({"kind": None}, "kind must be one of binned, budget, got None"),
+        ({"kind": "unheard of"}, "kind must be one of binned, budget, baseline, got 'unheard of'"),
+        ({"kind": None}, "kind must be one of binned, budget, baseline, got None"),
         ({"kind": ["binned"]}, "kind must be one of binned, budget"),
         ({"threshold": 1.0}, "unknown keys in a {kind} policy: threshold; known: .*layers"),
     ],
@@ -121,7 +121,7 @@ def test_missing_content_of_a_policy_is_named():
         policy_from_dict({"kind": "binned", "thresholds": [], "final_retention": 0.5})
     with pytest.raises(erase.PolicyError, match=r"incomplete budget policy: .*retention"):
         policy_from_dict({"kind": "budget"})
-    with pytest.raises(erase.PolicyError, match="kind must be one of binned, budget, got None"):
+    with pytest.raises(erase.PolicyError, match="kind must be one of binned, budget, baseline, got None"):
         policy_from_dict({"retention": 0.5})
     with pytest.raises(erase.PolicyError, match="JSON object"):
         policy_from_dict([1, 2])
