@@ -69,7 +69,10 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}}
+# No type: some tools judge the whole stream by a schema, others each of its events.
+_EVENTS: dict[str, Any] = {
+    "text/event-stream": {"schema": {"description": "server-sent events"}, "example": _STREAM_EXAMPLE}
+}
 
 ASK_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

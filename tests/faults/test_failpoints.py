@@ -18,6 +18,7 @@ import pytest
 
 from service.processes import Child
 from tests.faults.forked import FastDeployment, ForkedWorker, is_stopped
+from tests.starter import STARTER
 from tests.system.deployment import FAST_RESCUE, Deployment, bundled_number, neighbour, until
 from tests.system.test_kills import ask_async, assert_answered_once
 from worker.contract import OPEN_KEY, Priority, owner_jobs_key, queue_name
@@ -25,7 +26,7 @@ from worker.failpoints import IN_SERVICE, IN_WORKER
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
 
-QUESTION = bundled_number()
+QUESTION = bundled_number(STARTER / "samples")
 NEIGHBOUR = neighbour(QUESTION)
 LONG = os.environ.get("ERASE_FAULTS") == "long"
 HANGS = {"after_lease", "in_decode", "before_write", "before_finish", "before_renew", "before_wake", "after_accept"}
@@ -36,7 +37,7 @@ CROWD = {"before_renew": 24, "before_release": 12}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastDeployment]:
-    running = FastDeployment(tmp_path_factory.mktemp("faults"), **FAST_RESCUE)
+    running = FastDeployment(tmp_path_factory.mktemp("faults"), ERASE_MODEL=str(STARTER), **FAST_RESCUE)
     running.start_service()
     yield running
     running.close()

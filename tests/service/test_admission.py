@@ -73,7 +73,7 @@ def test_so_many_requests_of_an_owner_are_answered_at_once(limited: Service, wor
     for job in (jobs[1], worker.take()):
         worker.succeed(job)
     assert {one.result().status_code for one in [*waiting, third]} == {200}
-    assert limited.app.state.runtime.admission._requests == {}
+    until(lambda: not limited.app.state.runtime.admission._requests, "the last request's end in the service, too")
 
 
 @limits(key_concurrent_requests=1)

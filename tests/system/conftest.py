@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.starter import STARTER
 from tests.system.deployment import Deployment
 
 
@@ -31,7 +32,8 @@ def make_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
     made: list[Deployment] = []
 
     def make(**settings: str) -> Deployment:
-        made.append(Deployment(tmp_path_factory.mktemp("deployment"), **settings))
+        fast = {"ERASE_MODEL": str(STARTER)}
+        made.append(Deployment(tmp_path_factory.mktemp("deployment"), **fast | settings))
         return made[-1]
 
     yield make

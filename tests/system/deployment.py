@@ -50,20 +50,20 @@ def bundled_questions(folder: Path | None = None) -> list[Question]:
     ]
 
 
-def bundled_number() -> Question:
-    """A bundled question for tests that need an answer of several tokens: a number, since digits are single tokens.
+def bundled_number(folder: Path | None = None) -> Question:
+    """One of `bundled_questions` whose answer has several tokens: a number, since digits are single tokens.
 
     It has at least three digits; failing that, it is the answer that begins with the most.
     """
-    questions = bundled_questions()
+    questions = bundled_questions(folder)
     numbers = [question for question in questions if question.answer.isdigit() and len(question.answer) >= 3]
     by_digits_at_the_start = max(questions, key=lambda q: len(q.answer) - len(q.answer.lstrip("0123456789")))
     return (numbers or [by_digits_at_the_start])[0]
 
 
 def neighbour(question: Question) -> Question:
-    """The first bundled question about another image."""
-    return next(other for other in bundled_questions() if other.image != question.image)
+    """The first question about another image of the same folder."""
+    return next(other for other in bundled_questions(question.image.parent) if other.image != question.image)
 
 
 def bundled_context_length() -> int:

@@ -22,7 +22,7 @@ from tests.system.deployment import (
 )
 from worker.contract import JobState, Priority, TokenPayload, queue_name
 
-QUESTION = bundled_number()
+QUESTION = bundled_number(STARTER / "samples")
 NEIGHBOUR = neighbour(QUESTION)
 MakeDeployment = Callable[..., Deployment]
 

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.starter import STARTER
 from tests.system.deployment import FAST_RESCUE, Deployment, bundled_number, neighbour, until
 from tests.system.test_kills import ask_async, assert_answered_once
 
-QUESTION = bundled_number()
+QUESTION = bundled_number(STARTER / "samples")
 NEIGHBOUR = neighbour(QUESTION)
 OLD = {"ERASE_CONTRACT": "1", "ERASE_DRAIN_S": "0"}
 NEW = {"ERASE_DRAIN_S": "0"}
-TALK = {"model": "demo", "messages": [{"role": "user", "content": "what is it ?"}], "max_tokens": 2}
+TALK = {"model": "starter-model", "messages": [{"role": "user", "content": "what is it ?"}], "max_tokens": 2}
 
 
 @pytest.fixture
