@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from erase.asking import in_turn, submit
 from erase.calibration.search import ImageStats
-from erase.engine import ContextLengthError, Engine, EngineLimits, Handle, SamplingParams
-from erase.engine import Sequence as EngineSequence
-from erase.errors import InputError
+from erase.engine import Engine, EngineLimits, Handle
 from erase.methods.base import Architecture, Cut, Method, Preselection
 from erase.methods.binned import BinnedMethod
 from erase.models.loading import LoadedModel
 from erase.models.prompt import prepare_images, prepare_prompt
 from erase.pictures import open_picture
 from erase.records import Record
-
-BEYOND_THE_ANSWER = 8
-"""Tokens that an answer may have more than the one wanted; a longer one is wrong already."""
 
 
 class StageOneMethod(BinnedMethod):
@@ -56,30 +51,15 @@ class Examiner:
             InputError: an image that cannot be read or a prompt too long for the model; the message names the record.
             EngineError: the model failed.
         """
-        asked: deque[tuple[int, Preselection, Handle]] = deque()
-        for record, method in tasks:
-            asked.append(self._submit(record, method))
-            if len(asked) == self._at_a_time:
-                yield self._mark(*asked.popleft())
-        while asked:
-            yield self._mark(*asked.popleft())
+        asked = (self._submit(record, method) for record, method in tasks)
+        return in_turn(asked, self._at_a_time, lambda one: self._mark(*one))
 
     def _submit(self, number: int, method: Method) -> tuple[int, Preselection, Handle]:
         record, loaded = self._records[number], self._loaded
         images = prepare_images(loaded, [open_picture(path) for path in record.images])
         preselection = method.preselect([image.pixels for image in images])
-        wanted = max(len(loaded.text_tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
-        sequence = EngineSequence(
-            id=record.name,
-            prompt=prepare_prompt(loaded, record.question, images),
-            method=method,
-            preselection=preselection,
-            sampling=SamplingParams(max_tokens=wanted + BEYOND_THE_ANSWER),
-        )
-        try:
-            return number, preselection, self._engine.submit(sequence)
-        except ContextLengthError as error:
-            raise InputError(f"{record.name}: {error}") from error
+        prompt = prepare_prompt(loaded, record.question, images)
+        return number, preselection, submit(self._engine, loaded, record, prompt, method, preselection)
 
     def _mark(self, number: int, preselection: Preselection, handle: Handle) -> Marked:
         right = self._records[number].accepts(handle.result().text)

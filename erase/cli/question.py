@@ -11,7 +11,7 @@ from typing import Any
 from erase.engine import Engine, EngineLimits, Result, SamplingParams
 from erase.engine import Sequence as EngineSequence
 from erase.flops import PrefillFlops, decoder_costs
-from erase.methods.base import Method, Preselection
+from erase.methods.base import Method, Preselection, entering
 from erase.models.base import VisionLanguageAdapter
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedImage, prepare_images, prepare_prompt
@@ -118,7 +118,7 @@ def pruned(loaded: LoadedModel, method: Method, preselection: Preselection) -> P
     """What a method does to a prompt with these images."""
     architecture = loaded.adapter.architecture
     plan = method.plan(preselection, architecture)
-    after_stage1 = min((cut.keep for cut in plan if cut.after_layers == 0), default=len(preselection.kept))
+    after_stage1 = entering(len(preselection.kept), plan)
     cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in plan if cut.after_layers)
     counts = [(cut.after_layers, cut.kept) for cut in cuts]
     return Pruned(

@@ -140,8 +140,7 @@ class Engine:
         self._loaded.adapter.require_support(sequence.method)
         architecture = self._loaded.adapter.architecture
         few = sequence.preselection.tokens < self._limits.min_vision_tokens
-        plan = sequence.method.plan(sequence.preselection, architecture)
-        if few and any(cut.after_layers > 0 for cut in plan):
+        if few and any(cut.after_layers > 0 for cut in sequence.method.plan(sequence.preselection, architecture)):
             sequence = replace(sequence, method=Stage1Only(sequence.method))
         entry = RunningSequence(sequence, TextStream(self._loaded.tokenizer, sequence.sampling.stop), architecture)
         if entry.most_cache_rows > self._pool.rows:

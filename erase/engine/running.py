@@ -20,7 +20,7 @@ from erase.engine.sequence import (
     TokenEvent,
 )
 from erase.engine.text import TextStream
-from erase.methods.base import Architecture
+from erase.methods.base import Architecture, entering
 from erase.methods.stage1_only import Stage1Only
 
 FIRST_ROOM = 64
@@ -40,9 +40,8 @@ class PromptPlan:
         text = len(sequence.prompt.tokens) - preselection.tokens
         cuts = sequence.method.plan(preselection, architecture)
         vision = len(preselection.kept)
-        early = [cut.keep for cut in cuts if cut.after_layers == 0]
         return cls(
-            entering=text + min(early, default=vision),
+            entering=text + entering(vision, cuts),
             cached=planned_lengths(text=text, vision=vision, cuts=cuts, depth=architecture.depth),
         )
 

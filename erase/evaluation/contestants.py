@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from erase.errors import PolicyError, UnsupportedError
 from erase.methods import method_for
 from erase.methods.base import Architecture
+from erase.methods.baselines import METHODS
 from erase.models.loading import LoadedModel
 from erase.pixels.images import VisionImage
 from erase.policy import (
@@ -43,7 +44,7 @@ class Contestant:
     name: str
     policy: Policy | None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names the policy by what it is, so that equal ones are asked once."""
         if self.policy is None:
@@ -106,7 +107,8 @@ def _policies(
 def _baseline(
     name: str, measure: Measure, target: float, seed: int, loaded: LoadedModel, images: Sequence[Sequence[VisionImage]]
 ) -> Policy:
-    policy = BaselinePolicy(name, target, _measure_of(name, measure), seed)
+    # Where both measures are the same, one name for it, so that nobody is asked twice.
+    policy = BaselinePolicy(name, target, measure if METHODS[name].cuts_inside else "final", seed)
     method = method_for(policy)
     try:
         loaded.adapter.require_support(method)
@@ -115,12 +117,6 @@ def _baseline(
     except (PolicyError, UnsupportedError) as error:
         raise _OutOfReachError(str(error)) from None
     return policy
-
-
-def _measure_of(name: str, measure: Measure) -> Measure:
-    """Where both measures are the same, one name for it, so that nobody is asked twice."""
-    inside = name in ("fastv", "pyramiddrop", "sparsevlm", "vscan")
-    return measure if inside else "final"
 
 
 def named_policy(name: str, loaded: LoadedModel) -> Policy:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase.evaluation.summary import Line, Retained, Summary, label
+from erase.evaluation.summary import Line, Summary, label
 from erase.policy import Measure
 
 _TITLES = {"final": "final retention", "layer_average": "layer-averaged retention"}
@@ -121,8 +121,3 @@ def _above(lines: Sequence[Line]) -> list[float]:
 
 def _gap(high: float, low: float) -> float:
     return max(0.0, high - low)
-
-
-def one_line(retained: Retained) -> str:
-    """A retained score with its interval."""
-    return f"{_percent(retained.value)}% ({_percent(retained.low)} to {_percent(retained.high)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erase.engine import ContextLengthError, Engine, EngineLimits, Handle, SamplingParams
-from erase.engine import Sequence as EngineSequence
-from erase.errors import InputError
+from erase.asking import in_turn, submit
+from erase.engine import Engine, EngineLimits, Handle
 from erase.evaluation.answers import Answer, AnswerFile, model_key, record_keys
 from erase.evaluation.contestants import Contestant
 from erase.methods import method_for
@@ -24,8 +22,6 @@ from erase.pictures import open_picture
 from erase.records import Record
 from erase.trace import layer_average_retention
 
-BEYOND_THE_ANSWER = 8
-"""Tokens that an answer may have more than the longest one accepted."""
 _AT_A_TIME = 16
 
 
@@ -76,7 +72,8 @@ def evaluate(
         total = len(records) * len(policies)
         progress(Step(len(found), total))
         with Engine(loaded, EngineLimits(min_vision_tokens=0)) as engine:
-            for number, key, answer in _asked(loaded, engine, records, policies, set(found)):
+            asked = _submitted(loaded, engine, records, policies, set(found))
+            for number, key, answer in in_turn(asked, _AT_A_TIME, lambda one: _marked(loaded, records, one)):
                 answers.add(records_by[number], key, answer)
                 found[number, key] = answer
                 progress(Step(len(found), total))
@@ -96,22 +93,6 @@ class _Asked:
     cells: Tensor | None
 
 
-def _asked(
-    loaded: LoadedModel,
-    engine: Engine,
-    records: Sequence[Record],
-    policies: Sequence[Contestant],
-    known: Set[tuple[int, str]],
-) -> Iterator[tuple[int, str, Answer]]:
-    waiting: deque[_Asked] = deque()
-    for asked in _submitted(loaded, engine, records, policies, known):
-        waiting.append(asked)
-        if len(waiting) == _AT_A_TIME:
-            yield _marked(loaded, records, waiting.popleft())
-    while waiting:
-        yield _marked(loaded, records, waiting.popleft())
-
-
 def _submitted(
     loaded: LoadedModel,
     engine: Engine,
@@ -120,39 +101,27 @@ def _submitted(
     known: Set[tuple[int, str]],
 ) -> Iterator[_Asked]:
     for paths, numbered in groupby(enumerate(records), key=lambda pair: pair[1].images):
-        questions = list(numbered)
-        missing = [(number, own) for number, _ in questions for own in policies if (number, own.key) not in known]
+        questions = [number for number, _ in numbered]
+        missing = [(own, [number for number in questions if (number, own.key) not in known]) for own in policies]
+        missing = [(own, numbers) for own, numbers in missing if numbers]
         if not missing:
             continue
         pictures = [open_picture(path) for path in paths]
         whole = prepare_images(loaded, pictures)
         tokens = sum(image.tokens for image in whole)
-        for own in policies:
-            numbers = [number for number, contestant in missing if contestant is own]
-            if not numbers:
-                continue
+        prompts = {number: prepare_prompt(loaded, records[number].question, whole) for number in questions}
+        cells = {number: evidence_cells(records[number], pictures[0].size, whole[0]) for number in questions if whole}
+        for own, numbers in missing:
             method = method_for(own.policy)
-            images = whole if method.image_scale == 1.0 else prepare_images(loaded, pictures, method.image_scale)
+            resized = method.image_scale != 1.0
+            images = prepare_images(loaded, pictures, method.image_scale) if resized else whole
             selection = method.preselect([image.pixels for image in images])
             for number in numbers:
                 record = records[number]
-                sequence = EngineSequence(
-                    id=record.name,
-                    prompt=prepare_prompt(loaded, record.question, images),
-                    method=method,
-                    preselection=selection,
-                    sampling=SamplingParams(max_tokens=_longest(loaded, record) + BEYOND_THE_ANSWER),
-                )
-                try:
-                    handle = engine.submit(sequence)
-                except ContextLengthError as error:
-                    raise InputError(f"{record.name}: {error}") from error
-                cells = evidence_cells(record, pictures[0].size, whole[0]) if images is whole and pictures else None
-                yield _Asked(number, own.key, handle, tokens, selection.tokens, len(selection.kept), cells)
-
-
-def _longest(loaded: LoadedModel, record: Record) -> int:
-    return max(len(loaded.text_tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
+                prompt = prepare_prompt(loaded, record.question, images) if resized else prompts[number]
+                handle = submit(engine, loaded, record, prompt, method, selection)
+                evidence = None if resized else cells.get(number)
+                yield _Asked(number, own.key, handle, tokens, selection.tokens, len(selection.kept), evidence)
 
 
 def _marked(loaded: LoadedModel, records: Sequence[Record], asked: _Asked) -> tuple[int, str, Answer]:

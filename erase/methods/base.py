@@ -124,6 +124,11 @@ class EncodedPrompt:
     attention: tuple[EncoderAttention, ...] = ()
 
 
+def entering(after_stage1: int, cuts: Sequence[Cut]) -> int:
+    """Vision tokens that enter the decoder: those that stage 1 left, less what a cut before the first layer drops."""
+    return min((cut.keep for cut in cuts if cut.after_layers == 0), default=after_stage1)
+
+
 class Attention(Protocol):
     """Computes, when called, float32 [survivors]: attention of the prompt's text on each surviving vision token."""
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -232,7 +231,7 @@ class _Session:
             if method.sees_features:
                 rows.encoded = EncodedPrompt(
                     embeddings[number, batch.vision[number]],
-                    partial(embeddings[number].__getitem__, places[rows.index[rows.queries]]),
+                    functools.partial(embeddings[number].__getitem__, places[rows.index[rows.queries]]),
                     batch.attention[number],
                 )
             left = selection.kept.numel()

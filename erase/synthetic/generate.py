@@ -9,10 +9,11 @@ from random import Random
 from typing import Literal
 
 from erase.errors import InputError
+from erase.metrics import Metric
 from erase.synthetic.canvas import Canvas
 from erase.synthetic.degrade import degrade
 from erase.synthetic.families import charts, documents, general, infographics, ocr, scene_text
-from erase.synthetic.sample import Metric, Question, Sample
+from erase.synthetic.sample import Question, Sample
 
 VERSION = 1
 SPLITS = ("train", "validation", "test")

@@ -7,10 +7,6 @@ from typing import Literal
 
 from PIL import Image
 
-from erase.metrics import Metric
-
-__all__ = ["Box", "Mark", "MarkKind", "Metric", "Question", "Sample"]
-
 MarkKind = Literal["glyph", "colour", "shape", "icon"]
 
 

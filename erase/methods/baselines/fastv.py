@@ -13,6 +13,7 @@ class FastV(Baseline):
     """After two layers, keeps what the last token looks at in the second."""
 
     name = "fastv"
+    cuts_inside = True
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
         if not self.prunes(preselection):

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from erase.policy import BaselinePolicy
 
 class Baseline(NoPruning):
     """A method that keeps all that pixels show and prunes later."""
+
+    cuts_inside: ClassVar[bool] = False
+    """Whether it cuts inside the decoder, so that final and layer-averaged retention differ."""
 
     def __init__(self, policy: BaselinePolicy) -> None:
         self.policy = policy

@@ -11,6 +11,7 @@ class Staged(Baseline):
     """Cuts after `stages`, shares of the depth."""
 
     stages: ClassVar[tuple[float, ...]]
+    cuts_inside = True
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
         if not self.prunes(preselection):

@@ -32,6 +32,7 @@ class VScan(PerImage):
     """
 
     name = "vscan"
+    cuts_inside = True
     sees_encoder_attention = True
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:

@@ -1,0 +1,52 @@
+"""Asking records through the engine: what calibration and evaluation have in common."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from erase.engine import ContextLengthError, Engine, Handle, SamplingParams, Sequence
+from erase.errors import InputError
+from erase.methods.base import Method, Preselection
+from erase.models.loading import LoadedModel
+from erase.models.prompt import PreparedPrompt
+from erase.records import Record
+
+Asked = TypeVar("Asked")
+Outcome = TypeVar("Outcome")
+BEYOND_THE_ANSWER = 8
+"""Tokens that an answer may have more than the longest one accepted; a longer one is wrong already."""
+
+
+def submit(
+    engine: Engine,
+    loaded: LoadedModel,
+    record: Record,
+    prompt: PreparedPrompt,
+    method: Method,
+    preselection: Preselection,
+) -> Handle:
+    """Puts a record to the engine, greedily.
+
+    Raises:
+        InputError: the prompt is too long for the model; the message names the record.
+    """
+    tokenizer = loaded.text_tokenizer
+    longest = max(len(tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
+    sampling = SamplingParams(max_tokens=longest + BEYOND_THE_ANSWER)
+    try:
+        return engine.submit(Sequence(record.name, prompt, method, preselection, sampling))
+    except ContextLengthError as error:
+        raise InputError(f"{record.name}: {error}") from error
+
+
+def in_turn(asked: Iterable[Asked], at_a_time: int, finish: Callable[[Asked], Outcome]) -> Iterator[Outcome]:
+    """Finishes what is asked in its order, while up to `at_a_time` are on their way."""
+    waiting: deque[Asked] = deque()
+    for one in asked:
+        waiting.append(one)
+        if len(waiting) == at_a_time:
+            yield finish(waiting.popleft())
+    while waiting:
+        yield finish(waiting.popleft())
