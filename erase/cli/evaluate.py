@@ -13,7 +13,7 @@ from erase.cli.common import UsageError, add_command, add_model_options, load, p
 from erase.metrics import METRICS
 
 if TYPE_CHECKING:
-    from erase.evaluation import Contest, Step, Summary
+    from erase.evaluation import Contest, Part, Step, Summary
     from erase.models.loading import LoadedModel
     from erase.records import Record
 
@@ -40,6 +40,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--metric", choices=METRICS, default="exact", help=f"for a .tsv file {number}")
     parser.add_argument("--suite", choices=("paper",), help="evaluate a suite's .tsv files, in the folder DATA")
     parser.add_argument("--limit", type=int, metavar="N", help="take only the first N records")
+    parser.add_argument("--part", metavar="K/N", help="ask only about every N-th image, from the K-th; no results yet")
     parser.add_argument("--restart", action="store_true", help="forget the answers of an earlier run")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
     """Writes answers.jsonl, results.json, results.md and results.png; a bar goes to standard error."""
     from erase.evaluation.suites import SUITES, tables_of
 
+    part = _part(options.part)
     names, retentions, measures = _names(options.methods), _numbers(options.retentions), _measures(options.measures)
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit must be at least 1, got {options.limit}")
@@ -68,13 +70,20 @@ def run(options: argparse.Namespace) -> None:
     loaded = load(options)
     for title, (folder, records) in parts.items():
         contests = _contests(names, measures, retentions, loaded, records)
-        summary = _evaluated(options, loaded, records, contests, folder)
-        _show(options, title, folder, summary)
+        summary = _evaluated(options, loaded, records, contests, folder, part)
+        if summary is not None:
+            _show(options, title, folder, summary)
 
 
 def _evaluated(
-    options: argparse.Namespace, loaded: LoadedModel, records: tuple[Record, ...], contests: list[Contest], folder: Path
-) -> Summary:
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    records: tuple[Record, ...],
+    contests: list[Contest],
+    folder: Path,
+    part: Part,
+) -> Summary | None:
+    """None after a part: the whole is counted by a run without `--part`."""
     from erase.evaluation import evaluate, summarise
     from erase.evaluation.report import write_report
     from erase.evaluation.summary import NONE
@@ -82,9 +91,9 @@ def _evaluated(
 
     everyone = [NONE, *(one for contest in contests for one in contest.contestants)]
     with _bar() as progress:
-        answers = evaluate(
-            loaded, records, everyone, folder / "answers.jsonl", restart=options.restart, progress=progress
-        )
+        answers = evaluate(loaded, records, everyone, folder, part=part, restart=options.restart, progress=progress)
+    if not part.whole:
+        return None
     summary = summarise(records, contests, answers)
     about = {"model": loaded.name, "revision": loaded.revision, "data": str(options.data), "dtype": str(loaded.dtype)}
     policies = {one.key: None if one.policy is None else policy_to_dict(one.policy) for one in everyone}
@@ -128,6 +137,17 @@ def _measures(text: str) -> list[Any]:
     if not set(measures) <= set(MEASURES):
         raise UsageError(f"--measures {text}: expected {' and/or '.join(MEASURES)}, separated by commas")
     return measures
+
+
+def _part(text: str | None) -> Part:
+    from erase.evaluation import Part
+
+    if text is None:
+        return Part()
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UsageError(f"--part {text}: expected K/N, the K-th of N parts, such as 1/2")
+    return Part(int(number), int(of))
 
 
 def _records(data: Path, out: Path, metric: Any, ending: str = "") -> tuple[Record, ...]:

@@ -15,6 +15,29 @@ from erase.models.loading import LoadedModel
 from erase.records import Record
 
 FORMAT = 1
+_FILES = "answers*.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which images of an evaluation to ask about: every `of`-th, beginning with the `number`-th (from 1)."""
+
+    number: int = 1
+    of: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is all of them."""
+        return self.of == 1
+
+    @property
+    def file(self) -> str:
+        """Name of the file that its answers go to."""
+        return "answers.jsonl" if self.whole else f"answers-{self.number}-of-{self.of}.jsonl"
+
+    def has(self, image: int) -> bool:
+        """Whether the image of that number (from 0) is one of them."""
+        return image % self.of == self.number - 1
 
 
 @dataclass(frozen=True)
@@ -31,16 +54,25 @@ class Answer:
 class AnswerFile:
     """Answers by the keys of record and policy; additions are in the file when `add` returns.
 
+    `found` also holds what the other files of the folder know, which other parts of the evaluation write.
+
     Raises:
-        EraseError: the file belongs to another model, or is damaged.
+        EraseError: a file belongs to another model, or is damaged.
     """
 
-    def __init__(self, path: Path, model: str, *, restart: bool = False) -> None:
-        self.path = path
+    def __init__(self, folder: Path, model: str, part: Part, *, restart: bool = False) -> None:
         self.found: dict[tuple[str, str], Answer] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / part.file
         header = {"format": FORMAT, "model": model}
-        self._journal = self._read(header, restart)
+        for path in sorted(folder.glob(_FILES)):
+            if path == own:
+                continue
+            if restart and part.whole:
+                path.unlink()
+            elif not restart:
+                self._read(path, header)
+        self._journal = self._read(own, header, restart=restart)
         self._journal.begin(header)
 
     def __enter__(self) -> Self:
@@ -57,19 +89,19 @@ class AnswerFile:
         self.found[record, policy] = answer
         self._journal.append({"record": record, "policy": policy, **asdict(answer)})
 
-    def _read(self, header: dict[str, Any], restart: bool) -> Journal:
+    def _read(self, path: Path, header: dict[str, Any], *, restart: bool = False) -> Journal:
         """Take over what the file holds."""
         try:
-            journal = Journal(self.path, restart=restart)
+            journal = Journal(path, restart=restart)
             same = not journal.lines or journal.lines[0] == header
             for entry in journal.lines[1:] if same else ():
                 place = entry.pop("record"), entry.pop("policy")
                 self.found[place] = Answer(**entry)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EraseError(f"{self.path} is damaged; delete it, or start anew with --restart") from error
+            raise EraseError(f"{path} is damaged; delete it, or start anew with --restart") from error
         if not same:
             raise EraseError(
-                f"{self.path} holds the answers of another model or format; choose another folder, or start anew with "
+                f"{path} holds the answers of another model or format; choose another folder, or start anew with "
                 "--restart"
             )
         return journal

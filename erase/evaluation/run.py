@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erase.asking import in_turn, submit
 from erase.engine import Engine, EngineLimits, Handle
-from erase.evaluation.answers import Answer, AnswerFile, model_key, record_keys
+from erase.evaluation.answers import Answer, AnswerFile, Part, model_key, record_keys
 from erase.evaluation.contestants import Contestant
 from erase.methods import method_for
 from erase.metrics import score
@@ -22,6 +22,7 @@ from erase.pictures import open_picture
 from erase.records import Record
 from erase.trace import layer_average_retention
 
+ALL = Part()
 _AT_A_TIME = 16
 
 
@@ -37,42 +38,46 @@ def evaluate(
     loaded: LoadedModel,
     records: Sequence[Record],
     contestants: Sequence[Contestant],
-    file: Path,
+    folder: Path,
     *,
+    part: Part = ALL,
     restart: bool = False,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> dict[tuple[int, str], Answer]:
-    """Greedy answers to all records by all contestants; what stands in `file` already is not asked again.
+    """Greedy answers to all records by all contestants; what stands in the folder already is not asked again.
 
     Args:
         loaded: the model.
         records: the questions; those about the same images best come in a row.
         contestants: policies; equal ones are asked once.
-        file: JSON lines that grow with every answer.
-        restart: whether to forget what the file holds.
+        folder: where a file of JSON lines grows with every answer.
+        part: which images to ask about; all parts can run at the same time, each in a process of its own.
+        restart: whether to forget what the folder holds: a part forgets its own file.
         progress: called after every answer.
 
     Returns:
-        Answers by record number and `Contestant.key`.
+        Answers by record number and `Contestant.key`, to the part's questions.
 
     Raises:
-        EraseError: the file belongs to another model.
+        EraseError: a file belongs to another model.
         InputError: an image that cannot be read or a prompt too long for the model; the message names the record.
         EngineError: the model failed.
     """
     policies = list({contestant.key: contestant for contestant in contestants}.values())
+    images = {paths: number for number, paths in enumerate(dict.fromkeys(record.images for record in records))}
+    asked_about = [number for number, record in enumerate(records) if part.has(images[record.images])]
     records_by = record_keys(records)
-    with AnswerFile(file, model_key(loaded), restart=restart) as answers:
+    with AnswerFile(folder, model_key(loaded), part, restart=restart) as answers:
         found = {
-            (number, own.key): answers.found[record, own.key]
-            for number, record in enumerate(records_by)
+            (number, own.key): answers.found[records_by[number], own.key]
+            for number in asked_about
             for own in policies
-            if (record, own.key) in answers.found
+            if (records_by[number], own.key) in answers.found
         }
-        total = len(records) * len(policies)
+        total = len(asked_about) * len(policies)
         progress(Step(len(found), total))
         with Engine(loaded, EngineLimits(min_vision_tokens=0)) as engine:
-            asked = _submitted(loaded, engine, records, policies, set(found))
+            asked = _submitted(loaded, engine, records, asked_about, policies, set(found))
             for number, key, answer in in_turn(asked, _AT_A_TIME, lambda one: _marked(loaded, records, one)):
                 answers.add(records_by[number], key, answer)
                 found[number, key] = answer
@@ -97,11 +102,12 @@ def _submitted(
     loaded: LoadedModel,
     engine: Engine,
     records: Sequence[Record],
+    asked_about: Sequence[int],
     policies: Sequence[Contestant],
     known: Set[tuple[int, str]],
 ) -> Iterator[_Asked]:
-    for paths, numbered in groupby(enumerate(records), key=lambda pair: pair[1].images):
-        questions = [number for number, _ in numbered]
+    for paths, numbers_of in groupby(asked_about, key=lambda number: records[number].images):
+        questions = list(numbers_of)
         missing = [(own, [number for number in questions if (number, own.key) not in known]) for own in policies]
         missing = [(own, numbers) for own, numbers in missing if numbers]
         if not missing:

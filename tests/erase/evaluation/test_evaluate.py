@@ -11,7 +11,7 @@ import torch
 import erase
 from erase import EraseError, PolicyError
 from erase.engine import Engine
-from erase.evaluation import Contest, Contestant, contest, evaluate, summarise
+from erase.evaluation import Contest, Contestant, Part, contest, evaluate, summarise
 from erase.evaluation.answers import Answer
 from erase.evaluation.contestants import mean_retention, named_policy, turned
 from erase.evaluation.report import markdown, plot, write_report
@@ -90,18 +90,18 @@ class TestAnswers:
     )
 
     def test_an_evaluation_that_was_stopped_goes_on_and_answers_the_same(self, loaded, records, tmp_path, monkeypatch):
-        whole = evaluate(loaded, records, self.CONTESTANTS, tmp_path / "whole.jsonl")
+        whole = evaluate(loaded, records, self.CONTESTANTS, tmp_path / "whole")
         assert len(whole) == 2 * len(records)
-        file = tmp_path / "stopped.jsonl"
+        file = tmp_path / "answers.jsonl"
         with pytest.raises(KeyboardInterrupt):
-            evaluate(loaded, records, self.CONTESTANTS, file, progress=stop_after(5))
+            evaluate(loaded, records, self.CONTESTANTS, tmp_path, progress=stop_after(5))
         lines = file.read_text().splitlines()
         assert len(lines) == 6
         file.write_text("\n".join(lines) + '\n{"record": 3, "pol')  # killed while it wrote
         asked = []
         submit = Engine.submit
         monkeypatch.setattr(Engine, "submit", lambda self, sequence: asked.append(1) or submit(self, sequence))
-        assert evaluate(loaded, records, self.CONTESTANTS, file) == whole
+        assert evaluate(loaded, records, self.CONTESTANTS, tmp_path) == whole
         assert len(asked) == 2 * len(records) - 5
         for answer in whole.values():
             assert 0 < answer.layer_average <= 1
@@ -111,26 +111,46 @@ class TestAnswers:
 
     def test_more_records_are_added_to_what_is_there(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
-        few = evaluate(loaded, records[2:4], [NONE], file)
-        more = evaluate(loaded, records[1:4], [NONE], file)
+        few = evaluate(loaded, records[2:4], [NONE], tmp_path)
+        more = evaluate(loaded, records[1:4], [NONE], tmp_path)
         assert {number: answer for (number, _), answer in more.items()}.keys() == {0, 1, 2}
         assert [more[number + 1, "none"] for number in range(2)] == [few[number, "none"] for number in range(2)]
         assert len(file.read_text().splitlines()) == 1 + 3
 
+    def test_parts_make_the_whole(self, loaded, records, tmp_path, monkeypatch):
+        whole = evaluate(loaded, records, [NONE], tmp_path / "whole")
+        parts = [evaluate(loaded, records, [NONE], tmp_path, part=Part(number, 2)) for number in (1, 2)]
+        assert parts[0].keys() & parts[1].keys() == set()
+        assert parts[0] | parts[1] == whole
+        images = [{records[number].images for number, _ in part} for part in parts]
+        assert images[0] & images[1] == set()
+        monkeypatch.setattr(Engine, "submit", lambda *_: pytest.fail("asked again"))
+        assert evaluate(loaded, records, [NONE], tmp_path) == whole
+
+    def test_starting_anew_forgets_all_parts_or_its_own(self, loaded, records, tmp_path):
+        first, second = Part(1, 2), Part(2, 2)
+        for part in (first, second):
+            evaluate(loaded, records[:2], [NONE], tmp_path, part=part)
+        others = (tmp_path / second.file).read_text()
+        evaluate(loaded, records[:1], [NONE], tmp_path, part=first, restart=True)
+        assert (tmp_path / second.file).read_text() == others
+        evaluate(loaded, records[:1], [NONE], tmp_path, restart=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
     def test_answers_of_another_model_are_not_taken(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
-        evaluate(loaded, records[:1], [NONE], file)
+        evaluate(loaded, records[:1], [NONE], tmp_path)
         other = replace(loaded, revision="another")
         with pytest.raises(EraseError, match="another model"):
-            evaluate(other, records[:1], [NONE], file)
-        evaluate(other, records[:1], [NONE], file, restart=True)
+            evaluate(other, records[:1], [NONE], tmp_path)
+        evaluate(other, records[:1], [NONE], tmp_path, restart=True)
         file.write_text(file.read_text() + "{}\n")
         with pytest.raises(EraseError, match="damaged"):
-            evaluate(other, records[:1], [NONE], file)
+            evaluate(other, records[:1], [NONE], tmp_path)
 
     def test_downsampling_counts_what_it_left_of_the_original(self, loaded, records, tmp_path):
         one = Contestant("smaller", BaselinePolicy("downsample", 0.5))
-        answer = evaluate(loaded, records[:1], [one], tmp_path / "answers.jsonl")[0, one.key]
+        answer = evaluate(loaded, records[:1], [one], tmp_path)[0, one.key]
         assert answer.final == answer.layer_average == pytest.approx(0.5, abs=0.12)
         assert answer.evidence is None
 
@@ -241,6 +261,13 @@ def test_the_command_evaluates_a_folder_and_a_table(tmp_path, capsys, monkeypatc
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert [line["name"] for line in results["lines"]] == ["erase-2", "random"]
     assert len((tmp_path / "a" / "answers.jsonl").read_text().splitlines()) == 1 + 3 * 5
+    part = ["evaluate", str(samples), "--out", str(tmp_path / "e"), "--limit", "3", *wanted, "--part"]
+    capsys.readouterr()
+    assert main([*part, "1/2"]) == 0
+    assert not capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["answers-1-of-2.jsonl"]
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        assert main([*part, wrong]) == 2
     table = table_of(load_records(samples)[:2], tmp_path / "paper")
     assert main(["evaluate", str(table), "--out", str(tmp_path / "b"), "--metric", "anls", *wanted]) == 0
     for name in ("DocVQA_VAL", "InfoVQA_VAL", "ChartQA_TEST", "TextVQA_VAL", "OCRBench"):
