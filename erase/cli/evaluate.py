@@ -37,6 +37,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--methods", default="all", metavar="A,B", help=f"names, presets, policy files {number}")
     parser.add_argument("--retentions", default="0.5,0.25,0.15,0.1", metavar="R,R", help=f"to compare at {number}")
     parser.add_argument("--measures", default="final,layer_average", metavar="M,M", help=f"what is held equal {number}")
+    parser.add_argument("--against", metavar="A", help="method to compare the others with (default: the first)")
     parser.add_argument("--metric", choices=METRICS, default="exact", help=f"for a .tsv file {number}")
     parser.add_argument("--suite", choices=("paper",), help="evaluate a suite's .tsv files, in the folder DATA")
     parser.add_argument("--limit", type=int, metavar="N", help="take only the first N records")
@@ -51,6 +52,9 @@ def run(options: argparse.Namespace) -> None:
 
     part = _part(options.part)
     names, retentions, measures = _names(options.methods), _numbers(options.retentions), _measures(options.measures)
+    options.against = options.against or names[0]
+    if options.against not in names:
+        raise UsageError(f"--against {options.against}: it is not one of the methods {', '.join(names)}")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit must be at least 1, got {options.limit}")
     if options.model is None:
@@ -94,7 +98,7 @@ def _evaluated(
         answers = evaluate(loaded, records, everyone, folder, part=part, restart=options.restart, progress=progress)
     if not part.whole:
         return None
-    summary = summarise(records, contests, answers)
+    summary = summarise(records, contests, answers, options.against)
     about = {"model": loaded.name, "revision": loaded.revision, "data": str(options.data), "dtype": str(loaded.dtype)}
     policies = {one.key: None if one.policy is None else policy_to_dict(one.policy) for one in everyone}
     write_report(folder, summary, {**about, "policies": policies})

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase.evaluation.summary import Line, Summary, label
+from erase.evaluation.summary import Line, Retained, Summary, label
 from erase.policy import Measure
 
 _TITLES = {"final": "final retention", "layer_average": "layer-averaged retention"}
@@ -31,23 +31,28 @@ def markdown(summary: Summary) -> str:
         f"{summary.questions} questions about {summary.images} images. Unpruned: "
         f"{100 * summary.unpruned['all']:.1f}% right{f' ({shares})' if shares else ''}.",
         "In the tables: score in % of the unpruned one on the same questions, with 95% intervals (images resampled).",
+        "Stays right: the same without what is won on questions that the unpruned model gets wrong. "
+        "Evidence kept: of the vision tokens in which the answer stands, % that are left at the end.",
     ]
     for measure, target in dict.fromkeys((line.measure, line.target) for line in summary.lines):
         lines = [line for line in summary.lines if (line.measure, line.target) == (measure, target)]
         text.append(f"### {_TITLES[measure].capitalize()} {target:g} ({100 * (1 - target):g}% pruned)")
-        text.append(_table(sorted(lines, key=lambda line: -line.retained.value), groups))
+        text.append(_table(sorted(lines, key=lambda line: -line.retained.value), groups, summary.against))
         absent = summary.absent.get(label(measure, target), {})
         text += [f"Not here: {name}, {why}." for name, why in absent.items()]
     return "\n\n".join(text) + "\n"
 
 
-def _table(lines: Sequence[Line], groups: Sequence[str]) -> str:
-    header = ["method", "retained", "95%", "final", "layer average", "evidence kept", *groups]
+def _table(lines: Sequence[Line], groups: Sequence[str], against: str) -> str:
+    minus = [f"minus {against}"] if against else []
+    header = ["method", "retained", "95%", *minus, "stays right", "final", "layer average", "evidence kept", *groups]
     rows = [
         [
             line.name,
             _percent(line.retained.value),
-            f"{_percent(line.retained.low)} to {_percent(line.retained.high)}",
+            _between(line.retained),
+            *([_difference(line)] if against else []),
+            _percent(line.stays_right),
             f"{line.final:.3f}",
             f"{line.layer_average:.3f}",
             "" if line.evidence is None else _percent(line.evidence),
@@ -57,6 +62,14 @@ def _table(lines: Sequence[Line], groups: Sequence[str]) -> str:
     ]
     dashes = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, dashes, *rows))
+
+
+def _difference(line: Line) -> str:
+    return "" if line.difference is None else f"{100 * line.difference.value:+.1f} ({_between(line.difference)})"
+
+
+def _between(found: Retained) -> str:
+    return f"{_percent(found.low)} to {_percent(found.high)}"
 
 
 def _percent(value: float) -> str:

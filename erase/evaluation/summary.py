@@ -33,7 +33,12 @@ class Retained:
 
 @dataclass(frozen=True)
 class Line:
-    """One method in one contest: mean score, what is retained of the unpruned one, and what it kept on average."""
+    """One method in one contest: mean score, what is retained of the unpruned one, and what it kept on average.
+
+    `stays_right` is the share of the unpruned score that is not lost on the same question, whatever is won on others;
+    `difference` is what it retains more than the method that all are compared with, on the same drawn images; None for
+    that method itself, and where it is not in the contest.
+    """
 
     name: str
     measure: Measure
@@ -41,6 +46,8 @@ class Line:
     questions: int
     score: float
     retained: Retained
+    stays_right: float
+    difference: Retained | None
     final: float
     layer_average: float
     evidence: float | None
@@ -51,6 +58,8 @@ class Line:
 class Summary:
     """All contests of an evaluation, and the unpruned score by group (`all` included)."""
 
+    against: str
+    """The method that the others' `difference` is to."""
     questions: int
     images: int
     unpruned: Mapping[str, float]
@@ -65,9 +74,12 @@ def label(measure: Measure, target: float) -> str:
 
 
 def summarise(
-    records: Sequence[Record], contests: Sequence[Contest], answers: Mapping[tuple[int, str], Answer]
+    records: Sequence[Record],
+    contests: Sequence[Contest],
+    answers: Mapping[tuple[int, str], Answer],
+    against: str = "",
 ) -> Summary:
-    """Figures of all contests; answers of `NONE` must be there."""
+    """Figures of all contests; answers of `NONE` must be there. The other methods are compared with `against`."""
     by_image: dict[tuple[Path, ...], list[int]] = defaultdict(list)
     for number, record in enumerate(records):
         by_image[record.images].append(number)
@@ -80,16 +92,19 @@ def summarise(
     unpruned |= {group: float(plain[inside].mean()) for group, inside in members.items()}
     lines = []
     for contest in contests:
-        for name in dict.fromkeys(contestant.name for contestant in contest.contestants):
-            keys = [contestant.key for contestant in contest.contestants if contestant.name == name]
+        keys_of: dict[str, list[str]] = defaultdict(list)
+        for contestant in contest.contestants:
+            keys_of[contestant.name].append(contestant.key)
 
-            def mean(figure: Callable[[Answer], float], keys: Sequence[str] = keys) -> NDArray[np.float64]:
-                """Per record, averaged over the contestants of that name."""
-                return np.array(
-                    [sum(figure(answers[number, key]) for key in keys) / len(keys) for number in range(len(records))]
-                )
+        def mean(keys: Sequence[str], figure: Callable[[Answer], float]) -> NDArray[np.float64]:
+            """Per record, averaged over the contestants of a name."""
+            return np.array(
+                [sum(figure(answers[number, key]) for key in keys) / len(keys) for number in range(len(records))]
+            )
 
-            scores = mean(lambda answer: answer.score)
+        scores_of = {name: mean(keys, lambda answer: answer.score) for name, keys in keys_of.items()}
+        for name, keys in keys_of.items():
+            scores = scores_of[name]
             evidence = [
                 found
                 for number in range(len(records))
@@ -104,8 +119,14 @@ def summarise(
                     questions=len(records),
                     score=float(scores.mean()),
                     retained=_retained(scores, plain, resampled),
-                    final=float(mean(lambda answer: answer.final).mean()),
-                    layer_average=float(mean(lambda answer: answer.layer_average).mean()),
+                    stays_right=float(np.minimum(scores, plain).sum() / plain.sum()) if plain.any() else 0.0,
+                    difference=(
+                        _retained(scores - scores_of[against], plain, resampled)
+                        if against in scores_of and name != against
+                        else None
+                    ),
+                    final=float(mean(keys, lambda answer: answer.final).mean()),
+                    layer_average=float(mean(keys, lambda answer: answer.layer_average).mean()),
                     evidence=sum(evidence) / len(evidence) if evidence else None,
                     by_group={
                         group: _retained(scores * inside, plain * inside, resampled)
@@ -114,6 +135,7 @@ def summarise(
                 )
             )
     return Summary(
+        against=against,
         questions=len(records),
         images=len(images),
         unpruned=unpruned,

@@ -196,10 +196,27 @@ class TestSummary:
         (line,) = summary.lines
         assert (line.name, line.score) == ("random", 0.5)
         assert line.retained.value == pytest.approx(2 / 3)
+        # Of the three right ones both seeds leave one, one seed another one, and none the third.
+        assert line.stays_right == pytest.approx(1.5 / 3)
+        assert line.difference is None
         # Drawing one image twice gives 1/2 or 1, both once 2/3.
         assert (line.retained.low, line.retained.high) == (pytest.approx(0.5), pytest.approx(1.0))
         assert (line.final, line.layer_average, line.evidence) == (0.5, pytest.approx(0.6), 0.25)
         assert {group: one.value for group, one in line.by_group.items()} == {"left": 0.5, "right": 1.0}
+
+    def test_differences_are_paired(self):
+        records, (found,), answers = figures()
+        better = Contestant("better", BaselinePolicy("divprune", 0.5))
+        answers |= {(number, better.key): answers[number, NONE.key] for number in range(4)}
+        summary = summarise(records, [replace(found, contestants=(*found.contestants, better))], answers, "better")
+        lines = {line.name: line for line in summary.lines}
+        assert lines["better"].difference is None
+        assert lines["random"].difference is not None
+        # 2/3 - 3/3; one image twice: 3/4 - 1 or 1/2 - 1/2.
+        assert lines["random"].difference.value == pytest.approx(-1 / 3)
+        text = markdown(summary)
+        assert "minus better" in text
+        assert "-33.3" in text
 
     def test_the_same_answers_always_give_the_same_intervals(self):
         assert summarise(*figures()) == summarise(*figures())
@@ -226,7 +243,7 @@ class TestSummary:
         text = markdown(summary)
         assert "4 questions about 2 images. Unpruned: 75.0% right (left 100.0%, right 50.0%)" in text
         assert "### Final retention 0.5 (50% pruned)" in text
-        assert "| random | 66.7 | 50.0 to 100.0 | 0.500 | 0.600 | 25.0 | 50.0 | 100.0 |" in text
+        assert "| random | 66.7 | 50.0 to 100.0 | 50.0 | 0.500 | 0.600 | 25.0 | 50.0 | 100.0 |" in text
         assert "Not here: fastv, it is too early." in text
         write_report(tmp_path, summary, {"model": "m"})
         assert json.loads((tmp_path / "results.json").read_text())["lines"][0]["retained"]["value"] == pytest.approx(
