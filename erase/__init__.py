@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from erase.errors import EraseError, InputError, PolicyError, UnsupportedError
-from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, load_policy, save_policy
+from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, DistinctPolicy, load_policy, save_policy
 from erase.presets import preset, preset_names
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ __all__ = [
     "BaselinePolicy",
     "BinnedPolicy",
     "BudgetPolicy",
+    "DistinctPolicy",
     "EraseError",
     "InputError",
     "PolicyError",

@@ -1,4 +1,4 @@
-"""The arithmetic of revision 2: which cells are worth reading, what each cut keeps, what pixels add to attention."""
+"""The arithmetic of budgets over layers: which cells are worth reading, what cuts keep, what pixels add to scores."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ class BudgetCut(NamedTuple):
 
     layer: int
     keep: int
-    role: Literal["early", "late"]
+    role: Literal["distinct", "early", "late"]
 
 
 def informative(entropy: Tensor, edge_ratio: Tensor) -> Tensor:
@@ -81,6 +81,40 @@ def budget_cuts(
         smallest = 0 if may_drop_all and keep <= 0.0 else 1
         left = min(left, max(smallest, int(left * max(keep, 0.0))))
         cuts.append(BudgetCut(layer, left, role))
+    return tuple(cuts)
+
+
+def distinct_cuts(
+    *, tokens: int, survivors: int, retention: float, late_retention: float, depth: int, late: int
+) -> tuple[BudgetCut, ...]:
+    """What may enter the decoder, and what a late cut leaves of it, within a budget averaged over layers.
+
+    Args:
+        tokens: vision tokens of the unpruned prompt, N.
+        survivors: those that stage 1 kept.
+        retention: the budget R, a fraction of N.
+        late_retention: share of the entering ones that the late cut keeps, unless the budget leaves more.
+        depth: decoder layers L.
+        late: layers run before the late cut; brought into 1..L-1 where there are several.
+
+    Returns:
+        At layer 0 first; a cut that would keep all by its share is left out.
+    """
+    if survivors <= max(1, int(tokens * retention)):
+        return ()
+    late = max(1, min(late, depth - 1))
+    behind = max(0, depth - late)
+    share = depth * retention * tokens / survivors  # T: the layers that all survivors could run through
+    entering, left = share / (late + behind * late_retention), late_retention
+    if entering >= 1.0:
+        entering, left = 1.0, (share - late) / max(1, behind)
+    cuts = []
+    kept = survivors
+    plan: tuple[tuple[int, float, Literal["distinct", "late"]], ...] = ((0, entering, "distinct"), (late, left, "late"))
+    for layer, keep, role in plan:
+        if keep < 1.0 and layer < depth:
+            kept = max(1, int(kept * keep))
+            cuts.append(BudgetCut(layer, kept, role))
     return tuple(cuts)
 
 

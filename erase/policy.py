@@ -95,12 +95,10 @@ class BudgetPolicy:
         object.__setattr__(self, "retention", _fraction("retention", self.retention))
         object.__setattr__(self, "late_retention", _fraction("late_retention", self.late_retention))
         object.__setattr__(self, "cue_weight", _number("cue_weight", self.cue_weight))
-        object.__setattr__(self, "edge_tau", _number("edge_tau", self.edge_tau))
+        object.__setattr__(self, "edge_tau", _edge_tau(self.edge_tau))
         object.__setattr__(self, "layers", _layer_pair(self.layers, ("early", "late")))
         if self.cue_weight < 0.0:
             raise PolicyError(f"cue_weight must be at least 0, got {self.cue_weight}")
-        if not 0.0 <= self.edge_tau < 1.0:
-            raise PolicyError(f"edge_tau must be at least 0 and below 1, got {self.edge_tau}")
         if self.layers and self.layers[0] == self.layers[1]:
             raise PolicyError(f"layers must satisfy early < late, got {self.layers}")
         _check_scoring(self.scoring)
@@ -111,6 +109,46 @@ class BudgetPolicy:
         return "layer_average"
 
     def with_retention(self, retention: float) -> "BudgetPolicy":
+        """The same policy with another budget; a lower one never keeps more, in any layer."""
+        return replace(self, retention=retention)
+
+
+@dataclass(frozen=True)
+class DistinctPolicy:
+    """Beyond both revisions: what repeats is dropped before the decoder, the question decides late.
+
+    Args:
+        retention: fraction of the prompt's vision tokens to run with, averaged over layers, in (0, 1]; 1 prunes none.
+        late_retention: fraction of the tokens entering the decoder that the late cut keeps, in (0, 1]; raised where the
+            budget leaves more.
+        edge_tau: as in `BudgetPolicy`, whose stage 1 this is.
+        late_layer: decoder layers run before the late cut, at least 1; None takes the architecture's.
+        scoring: "exact" takes the late cut's queries as the layer does, "reference" as the published numbers did.
+
+    Raises:
+        PolicyError: a value is out of its range.
+    """
+
+    retention: float
+    late_retention: float = 0.5
+    edge_tau: float = 0.45
+    late_layer: int | None = None
+    scoring: Scoring = "exact"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retention", _fraction("retention", self.retention))
+        object.__setattr__(self, "late_retention", _fraction("late_retention", self.late_retention))
+        object.__setattr__(self, "edge_tau", _edge_tau(self.edge_tau))
+        if self.late_layer is not None and (type(self.late_layer) is not int or self.late_layer < 1):
+            raise PolicyError(f"late_layer must be a whole number of at least 1 or None, got {self.late_layer!r}")
+        _check_scoring(self.scoring)
+
+    @property
+    def measure(self) -> Measure:
+        """Which of a prompt's retentions the dial asks for."""
+        return "layer_average"
+
+    def with_retention(self, retention: float) -> "DistinctPolicy":
         """The same policy with another budget; a lower one never keeps more, in any layer."""
         return replace(self, retention=retention)
 
@@ -166,10 +204,11 @@ class BaselinePolicy:
         return replace(self, retention=retention)
 
 
-Policy = BinnedPolicy | BudgetPolicy | BaselinePolicy
-_KINDS: dict[str, type[BinnedPolicy] | type[BudgetPolicy] | type[BaselinePolicy]] = {
+Policy = BinnedPolicy | BudgetPolicy | DistinctPolicy | BaselinePolicy
+_KINDS: dict[str, type[Policy]] = {
     "binned": BinnedPolicy,
     "budget": BudgetPolicy,
+    "distinct": DistinctPolicy,
     "baseline": BaselinePolicy,
 }
 
@@ -239,6 +278,13 @@ def _fraction(name: str, value: object) -> float:
     number = _number(name, value)
     if not 0.0 < number <= 1.0:
         raise PolicyError(f"{name} must be above 0 and at most 1, got {number}")
+    return number
+
+
+def _edge_tau(value: object) -> float:
+    number = _number("edge_tau", value)
+    if not 0.0 <= number < 1.0:
+        raise PolicyError(f"edge_tau must be at least 0 and below 1, got {number}")
     return number
 
 

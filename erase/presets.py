@@ -1,11 +1,12 @@
-"""Published policies by name."""
+"""Policies by name: the published ones, and our own."""
 
 from erase.errors import PolicyError
-from erase.policy import BinnedPolicy, BudgetPolicy, Policy
+from erase.policy import BinnedPolicy, BudgetPolicy, DistinctPolicy, Policy
 
 # Revision 1 was tuned per model, revision 2 has the same settings for all. Published dials: 0.25 for revision 1, and
 # 0.25, 0.35 and 0.45 for revision 2.
 _PRESETS: dict[str, Policy] = {
+    "distinct": DistinctPolicy(retention=0.25),
     "qwen2.5-vl-7b": BinnedPolicy(
         thresholds=(1.6904912034377264, 1.3471717001563197, 1.1718597959685415),
         stage1_retention=(0.8267523535511546, 0.751410400727526, 0.49466854974609853, 0.4033912240039451),
@@ -28,13 +29,13 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str, retention: float | None = None) -> Policy:
-    """The published policy of that name, its one dial turned to `retention` where given.
+    """The policy of that name, its one dial turned to `retention` where given.
 
     Names without a suffix are revision 1, whose dial is the final retention: thresholds and stage-1 retentions stay as
     published, except that stage 1 never keeps less than the final retention. Names with `-budget` are revision 2,
     whose dial is the retention averaged over the decoder's layers: stage 1 keeps what the image needs, and the cuts
-    keep what the budget leaves. A lower dial never keeps more. What a prompt asked for and what it got stand in its
-    trace (`requested`, `achieved`).
+    keep what the budget leaves. `distinct` is ours, for every model, with revision 2's dial. A lower dial never keeps
+    more. What a prompt asked for and what it got stand in its trace (`requested`, `achieved`).
 
     Raises:
         PolicyError: the name is unknown, or the retention not in (0, 1].

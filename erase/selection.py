@@ -1,7 +1,10 @@
-"""Deterministic choice of tokens from their scores."""
+"""Deterministic choice of tokens: by their scores, or by how different they are."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+_AT_ONCE = 1024
 
 
 def top_indices(scores: Tensor, k: int) -> Tensor:
@@ -23,3 +26,35 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
 def lower_median(values: Tensor) -> float:
     """The median of [n >= 1] values; of the two middle ones of an even count, the lower."""
     return float(values.median())
+
+
+def farthest_points(features: Tensor, k: int) -> Tensor:
+    """The most different rows: first the one farthest from its nearest neighbour, then always the one farthest from all
+    that were taken; equal ones go to the lowest index. A distance is 1 less the cosine.
+
+    Args:
+        features: [n >= 1, d], float32.
+        k: how many to take, in 1..n.
+
+    Returns:
+        int64 [k], in the order in which they were taken, on the device of `features`.
+    """
+    directions = functional.normalize(features, dim=-1)
+    taken = torch.empty(k, dtype=torch.int64, device=directions.device)
+    taken[0] = _loneliest(directions)
+    nearest = 1 - directions @ directions[taken[0]]
+    for number in range(1, k):
+        nearest[taken[:number]] = -float("inf")
+        taken[number] = nearest.argmax()
+        nearest = torch.minimum(nearest, 1 - directions @ directions[taken[number]])
+    return taken
+
+
+def _loneliest(directions: Tensor) -> Tensor:
+    """The row farthest from its nearest neighbour; [n, d] unit vectors, compared some at a time."""
+    closest = []
+    for start in range(0, len(directions), _AT_ONCE):
+        likeness = directions[start : start + _AT_ONCE] @ directions.T
+        likeness[torch.arange(len(likeness)), torch.arange(start, start + len(likeness))] = -float("inf")
+        closest.append(likeness.amax(1))
+    return torch.cat(closest).argmin()

@@ -19,6 +19,7 @@ from erase.policy import (
     BaselinePolicy,
     BinnedPolicy,
     BudgetPolicy,
+    DistinctPolicy,
     Measure,
     Policy,
     Scoring,
@@ -29,7 +30,7 @@ from erase.presets import preset, preset_names
 from erase.trace import layer_average_retention
 
 MEASURES: tuple[Measure, ...] = ("final", "layer_average")
-ERASE = ("erase-1", "erase-1-exact", "erase-2", "erase-2-exact")
+ERASE = ("erase-1", "erase-1-exact", "erase-2", "erase-2-exact", "erase-distinct")
 _SEEDS = 3
 _TURNS = 14
 _SMALLEST = 1e-3
@@ -120,11 +121,13 @@ def _baseline(
 
 
 def named_policy(name: str, loaded: LoadedModel) -> Policy:
-    """ERASE's revisions (1: the model's own bins if it has some), a preset or a policy file.
+    """ERASE's revisions (1: the model's own bins if it has some), what goes beyond them, a preset or a policy file.
 
     Raises:
         PolicyError: an unknown name.
     """
+    if name == "erase-distinct":
+        return DistinctPolicy(0.25)
     if name in ERASE:
         scoring: Scoring = "exact" if name.endswith("-exact") else "reference"
         first = name.startswith("erase-1")

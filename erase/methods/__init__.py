@@ -5,8 +5,9 @@ from erase.methods.base import Method
 from erase.methods.baselines import baseline
 from erase.methods.binned import BinnedMethod
 from erase.methods.budget import BudgetMethod
+from erase.methods.distinct import DistinctMethod
 from erase.methods.none import NoPruning
-from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, Policy
+from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy, DistinctPolicy, Policy
 
 
 def method_for(policy: Policy | Method | None) -> Method:
@@ -23,6 +24,8 @@ def method_for(policy: Policy | Method | None) -> Method:
         return BinnedMethod(policy)
     if isinstance(policy, BudgetPolicy):
         return BudgetMethod(policy)
+    if isinstance(policy, DistinctPolicy):
+        return DistinctMethod(policy)
     if isinstance(policy, BaselinePolicy):
         return baseline(policy)
     raise PolicyError(

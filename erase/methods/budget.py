@@ -31,7 +31,8 @@ class BudgetMethod(Method):
         self.measure = policy.measure
 
     def preselect(self, images: Sequence[VisionImage]) -> Preselection:
-        return Preselection(tuple(self._select(image) for image in images))
+        whole = self.policy.retention == 1.0
+        return Preselection(tuple(standing_out(image, self.policy.edge_tau, keep_all=whole) for image in images))
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
         planned = budget_cuts(
@@ -58,23 +59,35 @@ class BudgetMethod(Method):
         edges = [image.edge_ratio for image in images if image.edge_ratio is not None]
         return importance(attention, entropy, torch.cat(edges)[survivors].to(attention.device), self.policy.cue_weight)
 
-    def _select(self, image: VisionImage) -> ImageSelection:
-        if image.cell % POOL:
-            raise UnsupportedError(
-                f"revision 2 pools pixels by {POOL}, which does not divide this model's cells of {image.cell} pixels"
-            )
-        parts = [self._look_at(tiles, image) for tiles in image.groups]
-        entropy, edges, keep = (torch.cat(group) for group in zip(*parts, strict=True))
-        if self.policy.retention == 1.0:
-            keep = torch.ones_like(keep)
-        elif not bool(keep.any()):
-            keep[top_indices(entropy, 1)] = True
-        kept = keep.nonzero().squeeze(1)
-        return ImageSelection(image.tokens, kept, entropy, float(entropy.mean()), None, image.grid, edges)
 
-    def _look_at(self, tiles: Tensor, image: VisionImage) -> tuple[Tensor, Tensor, Tensor]:
-        blurred = low_pass(tiles, image.luma)
-        side = image.cell // POOL
-        entropy = level_entropy(blurred.round().to(torch.uint8), side).cpu()
-        edges = edge_ratio(blurred, side, edge_threshold(blurred, self.policy.edge_tau)).cpu()
-        return entropy, edges, informative(entropy, edges)
+def standing_out(image: VisionImage, edge_tau: float, *, keep_all: bool = False) -> ImageSelection:
+    """The cells that stand out of their image or have edges, at least one.
+
+    Args:
+        image: what the model sees.
+        edge_tau: see `BudgetPolicy`.
+        keep_all: whether to keep the others, too, and only say what was seen.
+
+    Raises:
+        UnsupportedError: the model's cells cannot be pooled.
+    """
+    if image.cell % POOL:
+        raise UnsupportedError(
+            f"revision 2 pools pixels by {POOL}, which does not divide this model's cells of {image.cell} pixels"
+        )
+    parts = [_look_at(tiles, image, edge_tau) for tiles in image.groups]
+    entropy, edges, keep = (torch.cat(group) for group in zip(*parts, strict=True))
+    if keep_all:
+        keep = torch.ones_like(keep)
+    elif not bool(keep.any()):
+        keep[top_indices(entropy, 1)] = True
+    kept = keep.nonzero().squeeze(1)
+    return ImageSelection(image.tokens, kept, entropy, float(entropy.mean()), None, image.grid, edges)
+
+
+def _look_at(tiles: Tensor, image: VisionImage, edge_tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    blurred = low_pass(tiles, image.luma)
+    side = image.cell // POOL
+    entropy = level_entropy(blurred.round().to(torch.uint8), side).cpu()
+    edges = edge_ratio(blurred, side, edge_threshold(blurred, edge_tau)).cpu()
+    return entropy, edges, informative(entropy, edges)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import erase
-from erase.budget import importance
+from erase.budget import distinct_cuts, importance
 from erase.methods import method_for
-from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, ScoreContext
+from erase.methods.base import Architecture, Cut, EncodedPrompt, ImageSelection, Method, Preselection, ScoreContext
 from erase.methods.binned import complexity_bin
 from erase.methods.none import NoPruning
 from erase.pixels.images import VisionImage
@@ -184,8 +184,68 @@ class TestBudget:
         assert method_for(erase.BudgetPolicy(0.25, scoring=scoring)).query_source(architecture) == source
 
 
+class TestDistinct:
+    def test_stage_1_is_that_of_revision_2(self):
+        own, theirs = (method_for(kind(0.3)).preselect(IMAGES) for kind in (erase.DistinctPolicy, erase.BudgetPolicy))
+        assert own.kept.tolist() == theirs.kept.tolist()
+        assert 0 < len(own.kept) < own.tokens
+
+    def test_what_differs_most_enters_and_the_question_decides_late(self):
+        # 28 layers at 0.25 are 7 whole ones: 19 with what enters and 9 with half of it are 23.5 of these.
+        cuts = method_for(erase.DistinctPolicy(0.25)).cuts(Preselection((image_of_bin(None, 100, 60),)), SEVEN_B)
+        assert cuts == (Cut(0, 29, prune_cache=False, role="distinct"), Cut(19, 14, prune_cache=False, role="late"))
+
+    def test_what_the_pixels_leave_goes_through_whole_where_the_budget_allows(self):
+        method = method_for(erase.DistinctPolicy(0.25))
+        # 26 tokens could run through 26.9 layers: 19 with all, the rest shared out over 9.
+        assert method.cuts(Preselection((image_of_bin(None, 100, 26),)), SEVEN_B) == (
+            Cut(19, 22, prune_cache=False, role="late"),
+        )
+        assert method.cuts(Preselection((image_of_bin(None, 100, 25),)), SEVEN_B) == ()
+
+    def test_an_own_layer_replaces_the_architectures_and_stays_inside_the_model(self):
+        method = method_for(erase.DistinctPolicy(0.25, late_layer=99))
+        cuts = method.cuts(Preselection((image_of_bin(None, 100, 60),)), SEVEN_B)
+        assert [cut.after_layers for cut in cuts] == [0, 27]
+
+    def test_before_the_decoder_features_are_compared_and_later_attention(self):
+        method = method_for(erase.DistinctPolicy(0.25))
+        survivors = torch.tensor([0, 2, 3, 5])
+        features = torch.tensor([[1.0, 0.0], [0.0, 9.0], [2.0, 0.1], [0.0, 1.0], [5.0, 5.0], [3.0, 0.0]])
+        encoded = EncodedPrompt(features, lambda: torch.zeros(1, 2))
+        first = ScoreContext(Cut(0, 2, False, "distinct"), 0, survivors, Preselection(()), lambda: None, None, encoded)
+        # Of survivors 0, 2, 3 and 5 only 3 points elsewhere; then 0 and 5 are equally far from it, a right angle.
+        assert method.choose(first).tolist() == [0, 2]
+        attention = torch.tensor([0.1, 0.4, 0.2, 0.3])
+        late = ScoreContext(Cut(19, 2, False, "late"), 1, survivors, Preselection(()), lambda: attention, None, encoded)
+        assert method.choose(late).tolist() == [1, 3]
+
+    def test_features_that_nobody_gave_are_missed(self):
+        context = ScoreContext(Cut(0, 1, False), 0, torch.arange(3), Preselection(()), lambda: None)
+        with pytest.raises(erase.InputError, match="erase-distinct"):
+            method_for(erase.DistinctPolicy(0.25)).choose(context)
+
+    @pytest.mark.parametrize(("scoring", "source"), [("reference", "input"), ("exact", "normed_input")])
+    def test_the_scoring_picks_where_queries_come_from(self, scoring, source):
+        architecture = Architecture("any", 8, 2, 5, 2, 5, binned_queries="output", budget_queries="input")
+        assert method_for(erase.DistinctPolicy(0.25, scoring=scoring)).query_source(architecture) == source
+
+    @given(st.integers(1, 400), st.integers(1, 400), fractions, fractions, st.integers(1, 40), st.integers(1, 50))
+    def test_the_budget_is_kept_and_used_up_to_rounding(self, tokens, survivors, retention, late, depth, layer):
+        survivors = min(tokens, survivors)
+        cuts = distinct_cuts(
+            tokens=tokens, survivors=survivors, retention=retention, late_retention=late, depth=depth, late=layer
+        )
+        average = layer_average_retention(tokens, survivors, [Cut(cut.layer, cut.keep, False) for cut in cuts], depth)
+        assert average <= retention + 1 / tokens + 1e-9
+        if survivors >= tokens * retention:
+            assert average >= retention - 2 / tokens - 1e-9
+
+
 @pytest.mark.parametrize(
-    "policy", [binned(final=1.0), erase.BudgetPolicy(1.0), None], ids=["revision 1", "revision 2", "none"]
+    "policy",
+    [binned(final=1.0), erase.BudgetPolicy(1.0), erase.DistinctPolicy(1.0), None],
+    ids=["revision 1", "revision 2", "distinct", "none"],
 )
 def test_retention_1_keeps_everything_and_cuts_nothing(policy):
     method = method_for(policy)
@@ -209,7 +269,7 @@ def test_a_method_stands_for_itself():
     assert method_for(method) is method
 
 
-@pytest.mark.parametrize("policy", [binned(), erase.BudgetPolicy(0.25), None])
+@pytest.mark.parametrize("policy", [binned(), erase.BudgetPolicy(0.25), erase.DistinctPolicy(0.25), None])
 def test_a_prompt_without_images_has_nothing_to_keep_or_cut(policy):
     method = method_for(policy)
     nothing = method.preselect([])
@@ -233,7 +293,7 @@ def test_the_entropies_of_an_image_can_be_drawn_as_a_map():
     assert torch.equal(seen.entropy_map[2:].flatten(), seen.entropy[6:])
 
 
-@given(fractions, fractions, st.sampled_from([binned(), erase.BudgetPolicy(0.5)]))
+@given(fractions, fractions, st.sampled_from([binned(), erase.BudgetPolicy(0.5), erase.DistinctPolicy(0.5)]))
 def test_a_lower_retention_never_keeps_more_in_any_layer(a, b, policy):
     counts, kept = [], []
     for retention in sorted((a, b)):

@@ -13,8 +13,16 @@ from erase.policy import policy_from_dict, policy_to_dict
 GOOD = {"thresholds": (1.5, 0.5), "stage1_retention": (0.9, 0.6, 0.3), "final_retention": 0.25}
 BINNED = erase.BinnedPolicy(**GOOD, layers=(3, 9), scoring="exact")
 BUDGET = erase.BudgetPolicy(0.35, late_retention=0.4, cue_weight=0.1, edge_tau=0.5, layers=(3, 9), scoring="exact")
-KINDS = {"binned": BINNED, "budget": BUDGET}
-NAMES = ("internvl3-8b-budget", "qwen2.5-vl-7b", "qwen2.5-vl-7b-budget", "qwen3-vl-8b", "qwen3-vl-8b-budget")
+DISTINCT = erase.DistinctPolicy(0.35, late_retention=0.4, edge_tau=0.5, late_layer=9, scoring="reference")
+KINDS = {"binned": BINNED, "budget": BUDGET, "distinct": DISTINCT}
+NAMES = (
+    "distinct",
+    "internvl3-8b-budget",
+    "qwen2.5-vl-7b",
+    "qwen2.5-vl-7b-budget",
+    "qwen3-vl-8b",
+    "qwen3-vl-8b-budget",
+)
 
 by_kind = pytest.mark.parametrize(("kind", "policy"), KINDS.items(), ids=KINDS)
 
@@ -71,6 +79,25 @@ def test_a_budget_policy_that_means_nothing_is_refused(change, message):
         erase.BudgetPolicy(**{"retention": 0.25} | change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"retention": 0.0}, "^retention must be above 0"),
+        ({"retention": "0.5"}, "finite number"),
+        ({"late_retention": 0}, "late_retention must be above 0"),
+        ({"late_retention": 1.5}, "at most 1"),
+        ({"edge_tau": 1.0}, "edge_tau must be at least 0 and below 1"),
+        ({"late_layer": 0}, "late_layer must be a whole number of at least 1 or None, got 0"),
+        ({"late_layer": 2.0}, "late_layer must be a whole number"),
+        ({"late_layer": True}, "late_layer must be a whole number"),
+        ({"scoring": "fast"}, "reference, exact"),
+    ],
+)
+def test_a_distinct_policy_that_means_nothing_is_refused(change, message):
+    with pytest.raises(erase.PolicyError, match=message):
+        erase.DistinctPolicy(**{"retention": 0.25} | change)
+
+
 def test_the_defaults_of_a_budget_policy_are_the_published_settings():
     assert erase.BudgetPolicy(0.25) == erase.BudgetPolicy(
         retention=0.25, late_retention=0.3, cue_weight=0.2, edge_tau=0.45, layers=None, scoring="reference"
@@ -84,9 +111,10 @@ def test_errors_of_values_are_value_errors_too():
 
 
 @by_kind
-@pytest.mark.parametrize("layers", [None, (3, 9)])
-def test_a_policy_survives_its_file(tmp_path, kind, policy, layers):
-    policy = dataclasses.replace(policy, layers=layers)
+@pytest.mark.parametrize("architectures_layers", [False, True])
+def test_a_policy_survives_its_file(tmp_path, kind, policy, architectures_layers):
+    if architectures_layers:
+        policy = dataclasses.replace(policy, **{"late_layer" if kind == "distinct" else "layers": None})
     erase.save_policy(policy, tmp_path / "policy.json")
     assert erase.load_policy(tmp_path / "policy.json") == policy
     assert json.loads((tmp_path / "policy.json").read_text())["kind"] == kind
@@ -105,10 +133,10 @@ def test_lists_are_as_good_as_tuples():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "unheard of"}, "kind must be one of binned, budget, baseline, got 'unheard of'"),
-        ({"kind": None}, "kind must be one of binned, budget, baseline, got None"),
+        ({"kind": "unheard of"}, "kind must be one of binned, budget, distinct, baseline, got 'unheard of'"),
+        ({"kind": None}, "kind must be one of binned, budget, distinct, baseline, got None"),
         ({"kind": ["binned"]}, "kind must be one of binned, budget"),
-        ({"threshold": 1.0}, "unknown keys in a {kind} policy: threshold; known: .*layers"),
+        ({"threshold": 1.0}, "unknown keys in a {kind} policy: threshold; known: .*scoring"),
     ],
 )
 def test_unknown_content_of_a_policy_is_named(kind, policy, change, message):
@@ -121,7 +149,7 @@ def test_missing_content_of_a_policy_is_named():
         policy_from_dict({"kind": "binned", "thresholds": [], "final_retention": 0.5})
     with pytest.raises(erase.PolicyError, match=r"incomplete budget policy: .*retention"):
         policy_from_dict({"kind": "budget"})
-    with pytest.raises(erase.PolicyError, match="kind must be one of binned, budget, baseline, got None"):
+    with pytest.raises(erase.PolicyError, match="kind must be one of binned, budget, distinct, baseline, got None"):
         policy_from_dict({"retention": 0.5})
     with pytest.raises(erase.PolicyError, match="JSON object"):
         policy_from_dict([1, 2])
@@ -143,9 +171,10 @@ def test_the_presets_are_these():
 def test_a_preset_is_a_policy_at_its_published_dial_that_survives_its_file(tmp_path, name):
     policy = erase.preset(name)
     assert isinstance(policy, erase.BudgetPolicy) == name.endswith("-budget")
+    assert isinstance(policy, erase.DistinctPolicy) == (name == "distinct")
     assert policy.retention == 0.25
-    assert policy.layers is None
-    assert policy.measure == ("layer_average" if name.endswith("-budget") else "final")
+    assert (policy.late_layer if name == "distinct" else policy.layers) is None
+    assert policy.measure == ("final" if isinstance(policy, erase.BinnedPolicy) else "layer_average")
     erase.save_policy(policy, tmp_path / "policy.json")
     assert erase.load_policy(tmp_path / "policy.json") == policy
 
@@ -153,7 +182,7 @@ def test_a_preset_is_a_policy_at_its_published_dial_that_survives_its_file(tmp_p
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_has_one_dial(name):
     published, turned = erase.preset(name), erase.preset(name, retention=0.15)
-    dial = "retention" if name.endswith("-budget") else "final_retention"
+    dial = "final_retention" if isinstance(published, erase.BinnedPolicy) else "retention"
     assert turned == dataclasses.replace(published, **{dial: 0.15}) == published.with_retention(0.15)
     assert turned.retention == 0.15
     assert erase.preset(name, retention=1).retention == 1.0
@@ -173,5 +202,7 @@ def test_every_architecture_has_a_preset(name):
 
 
 def test_an_unknown_preset_is_refused_with_those_that_are_known():
-    with pytest.raises(erase.PolicyError, match=r"unknown preset 'qwen9'; known: internvl3-8b-budget, qwen2\.5-vl-7b,"):
+    with pytest.raises(
+        erase.PolicyError, match=r"unknown preset 'qwen9'; known: distinct, internvl3-8b-budget, qwen2\.5-vl-7b,"
+    ):
         erase.preset("qwen9")

@@ -8,6 +8,7 @@ def test_the_public_names_are_these_and_sorted():
         "BaselinePolicy",
         "BinnedPolicy",
         "BudgetPolicy",
+        "DistinctPolicy",
         "EraseError",
         "InputError",
         "PolicyError",

@@ -151,9 +151,9 @@ def test_a_method_may_merge_features_as_it_likes(loaded, images, prompt, inputs)
     assert not torch.allclose(*logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"downsample"}))
-def test_baselines_answer_alike_in_pruning_and_in_the_engine(loaded, images, prompt, inputs, name):
-    method = method_for(BaselinePolicy(name, 0.4))
+@pytest.mark.parametrize("name", ["distinct", *sorted(set(BASELINES) - {"downsample"})])
+def test_methods_that_look_at_features_answer_alike_in_pruning_and_in_the_engine(loaded, images, prompt, inputs, name):
+    method = method_for(erase.preset(name, 0.2) if name == "distinct" else BaselinePolicy(name, 0.4))
     if method.sees_encoder_attention and not loaded.adapter.shows_encoder_attention:
         with pytest.raises(erase.UnsupportedError, match="attention inside the vision encoder"):
             pruned(loaded, inputs, method)

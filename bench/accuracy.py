@@ -1,0 +1,159 @@
+"""What pruning costs: the tables and the plot in docs/accuracy, from `erase evaluate` on generated test images.
+
+Every table is asked for in parts, a process per core with one thread each, because that answers most per second; on a
+GPU one process asks it all. What was answered is kept in the work folder, so that the command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine
+from erase.errors import EraseError
+from erase.synthetic.dataset import write_dataset
+from erase.synthetic.generate import FAMILIES
+
+AGAINST = "erase-distinct"
+RESULTS = ("results.json", "results.md", "results.png")
+_LAST_LINES = 5
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `images` per family of so many vision tokens each, and the retentions to compare at.
+
+    Tables with images of the same size share their answers.
+    """
+
+    name: str
+    tokens: tuple[int, int]
+    images: int
+    retentions: tuple[float, ...]
+
+    @property
+    def size(self) -> str:
+        """Names the images' size."""
+        return "-".join(str(count) for count in dict.fromkeys(self.tokens))
+
+
+TABLES = (
+    Table("headline", (1000, 1300), 32, (0.15,)),
+    Table("retentions", (1000, 1300), 13, (0.5, 0.25, 0.15, 0.1)),
+    Table("576-tokens", (576, 576), 13, (0.15,)),
+    Table("144-tokens", (144, 144), 13, (0.15,)),
+)
+"""The headline has at least 1,000 questions, the others at least 400."""
+
+
+def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
+    """Draws a table's images, asks all questions about them, and writes `out`/NAME.json, .md and .png.
+
+    Raises:
+        BenchmarkError: a process failed.
+    """
+    data = _drawn(table, work)
+    answers = work / "answers" / table.size
+    command = [sys.executable, "-m", "erase", "evaluate", str(data), "--out", str(answers), "--model", model]
+    command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--against", AGAINST]
+    progress(f"{table.name}: asking in {parts} part{'s' if parts > 1 else ''}")
+    if parts > 1:
+        _run([[*command, "--part", f"{number}/{parts}"] for number in range(1, parts + 1)], work)
+    _run([command], work)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in RESULTS:
+        if (answers / name).exists():
+            shutil.copy(answers / name, out / f"{table.name}{Path(name).suffix}")
+
+
+def _drawn(table: Table, work: Path) -> Path:
+    """The folder of the table's images; an unfinished one is drawn anew."""
+    data = work / f"{table.name}-images"
+    if not data.exists():
+        drawing = work / f"{table.name}-drawing"
+        shutil.rmtree(drawing, ignore_errors=True)
+        samples = write_dataset(drawing, "test", table.images, tokens=table.tokens)
+        for _ in tqdm(samples, total=table.images * len(FAMILIES), desc="drawing", unit="image", disable=None):
+            pass
+        drawing.rename(data)
+    return data
+
+
+def _run(commands: Sequence[Sequence[str]], work: Path) -> None:
+    """Runs processes side by side, the cores shared out; the first one's progress bar is shown.
+
+    Raises:
+        BenchmarkError: one of them failed; the others are ended.
+    """
+    threads = max(1, _cores() // len(commands))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    logs = [work / f"part-{number}.log" for number in range(2, len(commands) + 1)]
+    running = []
+    try:
+        for number, command in enumerate(commands):
+            log = logs[number - 1].open("w") if number else None
+            process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=log)  # noqa: S603
+            running.append(process)
+            if log:
+                log.close()
+        while any(process.poll() is None for process in running):
+            _check(running, logs)
+            time.sleep(_LOOK_S)
+        _check(running, logs)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _check(running: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> None:
+    for number, process in enumerate(running):
+        if process.poll():
+            said = logs[number - 1].read_text(encoding="utf-8").splitlines()[-_LAST_LINES:] if number else []
+            raise BenchmarkError("\n".join([f"part {number + 1} failed with {process.returncode}", *said]))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes the tables that are asked for."""
+    names = [table.name for table in TABLES]
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
+    parser.add_argument("--tables", default=",".join(names), help="%(default)s")
+    parser.add_argument("--model", default="demo", help="demo, a folder or a hub id (%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path(".erase/accuracy"), help="images, answers (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("docs/accuracy"), help="folder of the tables (%(default)s)")
+    parser.add_argument("--parts", type=positive, default=1 if torch.cuda.is_available() else _cores())
+    options = parser.parse_args(arguments)
+    unknown = set(options.tables.split(",")) - set(names)
+    if unknown:
+        parser.error(f"--tables: there is no {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+
+    def run(options: argparse.Namespace) -> None:
+        progress(str(this_machine()))
+        work = options.work.resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        for table in TABLES:
+            if table.name in options.tables.split(","):
+                make(table, options.model, work, options.out, options.parts)
+                print((options.out / f"{table.name}.md").read_text(encoding="utf-8"))
+
+    return run_main(run, options, EraseError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
