@@ -32,7 +32,7 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `images` per family of so many vision tokens each, and the retentions to compare at.
+    """A table: `images` per family of so many vision tokens each, the retentions to compare at, and who takes part.
 
     Tables with images of the same size share their answers.
     """
@@ -41,6 +41,7 @@ class Table:
     tokens: tuple[int, int]
     images: int
     retentions: tuple[float, ...]
+    methods: str = "all"
 
     @property
     def size(self) -> str:
@@ -66,7 +67,8 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
     data = _drawn(table, work)
     answers = work / "answers" / table.size
     command = [sys.executable, "-m", "erase", "evaluate", str(data), "--out", str(answers), "--model", model]
-    command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--against", AGAINST]
+    command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--methods", table.methods]
+    command += ["--against", AGAINST]
     progress(f"{table.name}: asking in {parts} part{'s' if parts > 1 else ''}")
     if parts > 1:
         _run([[*command, "--part", f"{number}/{parts}"] for number in range(1, parts + 1)], work)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erase.cli.common import UsageError, add_command, add_model_options, load, print_json
+from erase.errors import InputError
 from erase.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -146,12 +147,10 @@ def _measures(text: str) -> list[Any]:
 def _part(text: str | None) -> Part:
     from erase.evaluation import Part
 
-    if text is None:
-        return Part()
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UsageError(f"--part {text}: expected K/N, the K-th of N parts, such as 1/2")
-    return Part(int(number), int(of))
+    try:
+        return Part() if text is None else Part.parse(text)
+    except InputError as error:
+        raise UsageError(f"--part: {error}") from None
 
 
 def _records(data: Path, out: Path, metric: Any, ending: str = "") -> tuple[Record, ...]:

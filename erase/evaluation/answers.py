@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from erase.errors import EraseError
+from erase.errors import EraseError, InputError
 from erase.journal import Journal
 from erase.models.loading import LoadedModel
 from erase.records import Record
@@ -24,6 +24,18 @@ class Part:
 
     number: int = 1
     of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """From `K/N`.
+
+        Raises:
+            InputError: it is no such text.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise InputError(f"expected K/N, the K-th of N parts, such as 1/2, got {text!r}")
+        return cls(int(number), int(of))
 
     @property
     def whole(self) -> bool:
