@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from bench import other_renderer
 from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine
 from erase.errors import EraseError
 from erase.synthetic.dataset import write_dataset
@@ -34,7 +35,7 @@ _LOOK_S = 0.5
 class Table:
     """A table: `images` per family of so many vision tokens each, the retentions to compare at, and who takes part.
 
-    Tables with images of the same size share their answers.
+    Tables with images of the same size share their answers. `other` draws them with `bench.other_renderer`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Table:
     images: int
     retentions: tuple[float, ...]
     methods: str = "all"
+    other: bool = False
 
     @property
     def size(self) -> str:
@@ -51,9 +53,10 @@ class Table:
 
 TABLES = (
     Table("headline", (1000, 1300), 32, (0.15,)),
-    Table("retentions", (1000, 1300), 13, (0.5, 0.25, 0.15, 0.1)),
+    Table("retentions", (1000, 1300), 13, (0.5, 0.25, 0.15, 0.1, 0.05)),
     Table("576-tokens", (576, 576), 13, (0.15,)),
     Table("144-tokens", (144, 144), 13, (0.15,)),
+    Table("other-renderer", other_renderer.CELLS, 20, (0.15, 0.05), other=True),
 )
 """The headline has at least 1,000 questions, the others at least 400."""
 
@@ -85,8 +88,12 @@ def _drawn(table: Table, work: Path) -> Path:
     if not data.exists():
         drawing = work / f"{table.name}-drawing"
         shutil.rmtree(drawing, ignore_errors=True)
-        samples = write_dataset(drawing, "test", table.images, tokens=table.tokens)
-        for _ in tqdm(samples, total=table.images * len(FAMILIES), desc="drawing", unit="image", disable=None):
+        drawn: Iterator[object]
+        if table.other:
+            drawn, kinds = other_renderer.write(drawing, table.images), len(other_renderer.KINDS)
+        else:
+            drawn, kinds = write_dataset(drawing, "test", table.images, tokens=table.tokens), len(FAMILIES)
+        for _ in tqdm(drawn, total=table.images * kinds, desc="drawing", unit="image", disable=None):
             pass
         drawing.rename(data)
     return data
