@@ -23,7 +23,7 @@ from bench import other_renderer
 from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine
 from erase.errors import EraseError
 from erase.synthetic.dataset import write_dataset
-from erase.synthetic.generate import FAMILIES
+from erase.synthetic.generate import FAMILIES, VERSION
 
 AGAINST = "erase-distinct"
 RESULTS = ("results.json", "results.md", "results.png")
@@ -35,7 +35,8 @@ _LOOK_S = 0.5
 class Table:
     """A table: `images` per family of so many vision tokens each, the retentions to compare at, and who takes part.
 
-    Tables with images of the same size share their answers. `other` draws them with `bench.other_renderer`.
+    Tables with images of the same size share the answers of methods whose dial is not turned. `other` draws them with
+    `bench.other_renderer`.
     """
 
     name: str
@@ -84,9 +85,10 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
 
 def _drawn(table: Table, work: Path) -> Path:
     """The folder of the table's images; an unfinished one is drawn anew."""
-    data = work / f"{table.name}-images"
+    renderer = "matplotlib" if table.other else f"v{VERSION}"
+    data = work / f"{table.images}-of-{table.size}-{renderer}"
     if not data.exists():
-        drawing = work / f"{table.name}-drawing"
+        drawing = data.with_name(f"{data.name}-drawing")
         shutil.rmtree(drawing, ignore_errors=True)
         drawn: Iterator[object]
         if table.other:
@@ -100,7 +102,7 @@ def _drawn(table: Table, work: Path) -> Path:
 
 
 def _run(commands: Sequence[Sequence[str]], work: Path) -> None:
-    """Runs processes side by side, the cores shared out; the first one's progress bar is shown.
+    """Runs processes side by side, the cores shared out; what the first one says is shown, its progress bar.
 
     Raises:
         BenchmarkError: one of them failed; the others are ended.
@@ -156,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress(str(this_machine()))
         work = options.work.resolve()
         work.mkdir(parents=True, exist_ok=True)
+        model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
         for table in TABLES:
             if table.name in options.tables.split(","):
-                make(table, options.model, work, options.out, options.parts)
+                make(table, model, work, options.out, options.parts)
                 print((options.out / f"{table.name}.md").read_text(encoding="utf-8"))
 
     return run_main(run, options, EraseError)

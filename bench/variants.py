@@ -4,7 +4,7 @@
     python -m bench.variants .erase/variants/images --out .erase/variants
 
 `erase-distinct` came out of this and is a policy of the library; the others are here so that their figures can be made
-again.
+again. On a CPU.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from bench.report import fractions, progress, run_main, this_machine
-from erase.budget import budget_cuts, distinct_cuts, importance
+from erase.budget import BudgetCut, budget_cuts, distinct_cuts, importance
 from erase.errors import EraseError, InputError
 from erase.evaluation import Contest, Contestant, Part, Step, evaluate, summarise
 from erase.evaluation.report import markdown
 from erase.evaluation.summary import NONE
-from erase.methods.base import Architecture, Cut, Method, Preselection, ScoreContext
+from erase.methods.base import Architecture, Method, Preselection, ScoreContext
 from erase.methods.distinct import DistinctMethod
 from erase.methods.none import NoPruning
 from erase.models import qwen2_5_vision as vision
@@ -49,8 +49,8 @@ RELEVANCE_FLOOR = 0.2
 class Early(DistinctMethod):
     """Stage 1, then one early cut by the layers' true queries."""
 
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        planned = budget_cuts(
+    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
+        return budget_cuts(
             tokens=preselection.tokens,
             survivors=preselection.kept.numel(),
             retention=self.policy.retention,
@@ -59,7 +59,6 @@ class Early(DistinctMethod):
             layers=(architecture.early, architecture.late),
             may_drop_all=False,
         )
-        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
 
     def choose(self, context: ScoreContext) -> Tensor:
         return top_indices(self.score(context), context.cut.keep)
@@ -127,9 +126,9 @@ class Cued(DistinctMethod):
 class OwnBudget(DistinctMethod):
     """Images of which stage 1 leaves more get a larger budget: by the root of their share over the usual one."""
 
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
+    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
         share = preselection.kept.numel() / preselection.tokens
-        planned = distinct_cuts(
+        return distinct_cuts(
             tokens=preselection.tokens,
             survivors=preselection.kept.numel(),
             retention=min(1.0, self.policy.retention * (share / MEAN_SHARE) ** 0.5),
@@ -137,7 +136,6 @@ class OwnBudget(DistinctMethod):
             depth=architecture.depth,
             late=architecture.late,
         )
-        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
 
 
 class BeforeEncoder(DistinctMethod):
@@ -165,11 +163,8 @@ class BeforeEncoder(DistinctMethod):
         own = self._features[context.preselection][context.survivors]
         return farthest_points(own.float(), context.cut.keep).sort().values
 
-    def merge(self, context: ScoreContext, chosen: Tensor) -> Tensor:
-        states = super().merge(context, chosen)
-        if context.cut.after_layers > 0:
-            return states
-        return self._features[context.preselection][context.survivors[chosen]].to(states.dtype)
+    def postencode(self, features: Tensor, preselection: Preselection) -> Tensor:
+        return self._features[preselection][preselection.kept].to(features.dtype)
 
     @torch.no_grad()
     def _encoded(self, image: VisionImage, seen: Tensor) -> Tensor:
@@ -285,7 +280,7 @@ class Tried(Contestant):
 def run(options: argparse.Namespace) -> None:
     """Asks all questions, or a part of them, and prints the table."""
     progress(str(this_machine()))
-    loaded, records = load_model(options.model), load_records(options.data)
+    loaded, records = load_model(options.model, device="cpu"), load_records(options.data)
     contests = [
         Contest("layer_average", retention, tuple(_tried(retention, loaded)), {}) for retention in options.retentions
     ]
@@ -296,7 +291,15 @@ def run(options: argparse.Namespace) -> None:
             bar.total = step.total
             bar.update(step.done - bar.n)
 
-        answers = evaluate(loaded, records, everyone, options.out / "answers", part=options.part, progress=show)
+        answers = evaluate(
+            loaded,
+            records,
+            everyone,
+            options.out / "answers",
+            part=options.part,
+            restart=options.restart,
+            progress=show,
+        )
     if options.part.whole:
         text = markdown(summarise(records, contests, answers, "erase-distinct"))
         (options.out / "variants.md").write_text(text, encoding="utf-8")
@@ -316,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="a Qwen2.5-VL (%(default)s)")
     parser.add_argument("--retentions", type=fractions, default=[0.15, 0.075], help="0.15,0.075")
     parser.add_argument("--part", type=Part.parse, default=Part(), help="K/N, as of erase evaluate")
+    parser.add_argument("--restart", action="store_true", help="forget the answers of an earlier run")
     return run_main(run, parser.parse_args(arguments), EraseError)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,17 @@ class Journal:
         self._file: IO[str] | None = None
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Open it for more; an empty one begins with the header."""
-        self._file = self.path.open("r+" if self._whole else "w", encoding="utf-8")
+        """Open it for more; an empty one begins with the header.
+
+        Raises:
+            BlockingIOError: another process has it open, where the system can tell.
+        """
+        self._file = self.path.open("r+" if self._whole else "a", encoding="utf-8")
+        try:
+            _lock(self._file)
+        except BlockingIOError:
+            self.close()
+            raise
         self._file.truncate(self._whole)
         self._file.seek(self._whole)
         if not self._whole:
@@ -44,3 +54,10 @@ class Journal:
         """Close the file; it stays where it is."""
         if self._file is not None:
             self._file.close()
+
+
+def _lock(file: IO[str]) -> None:
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

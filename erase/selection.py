@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _AT_ONCE = 1024
+_WHOLE = 8192
+"""Rows whose likenesses to each other are all kept: 256 MiB at most."""
 
 
 def top_indices(scores: Tensor, k: int) -> Tensor:
@@ -40,21 +42,27 @@ def farthest_points(features: Tensor, k: int) -> Tensor:
         int64 [k], in the order in which they were taken, on the device of `features`.
     """
     directions = functional.normalize(features, dim=-1)
+    n = len(directions)
+    whole = directions @ directions.T if n <= _WHOLE else None
     taken = torch.empty(k, dtype=torch.int64, device=directions.device)
-    taken[0] = _loneliest(directions)
-    nearest = 1 - directions @ directions[taken[0]]
+    taken[0] = _loneliest(directions, whole)
+    nearest = torch.full((n,), float("inf"), device=directions.device)
     for number in range(1, k):
+        last = taken[number - 1 : number]  # not a number, which would wait for the device
+        likeness = whole.index_select(0, last) if whole is not None else directions.index_select(0, last) @ directions.T
+        nearest = torch.minimum(nearest, 1 - likeness[0])
         nearest[taken[:number]] = -float("inf")
         taken[number] = nearest.argmax()
-        nearest = torch.minimum(nearest, 1 - directions @ directions[taken[number]])
     return taken
 
 
-def _loneliest(directions: Tensor) -> Tensor:
-    """The row farthest from its nearest neighbour; [n, d] unit vectors, compared some at a time."""
+def _loneliest(directions: Tensor, whole: Tensor | None) -> Tensor:
+    """The row farthest from its nearest neighbour; [n, d] unit vectors, and how alike all are if that is known."""
     closest = []
     for start in range(0, len(directions), _AT_ONCE):
-        likeness = directions[start : start + _AT_ONCE] @ directions.T
-        likeness[torch.arange(len(likeness)), torch.arange(start, start + len(likeness))] = -float("inf")
+        part = directions[start : start + _AT_ONCE]
+        likeness = part @ directions.T if whole is None else whole[start : start + _AT_ONCE].clone()
+        own = torch.arange(len(likeness), device=likeness.device)
+        likeness[own, start + own] = -float("inf")
         closest.append(likeness.amax(1))
     return torch.cat(closest).argmin()

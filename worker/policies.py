@@ -12,7 +12,7 @@ from erase.methods.base import Method
 from erase.models.loading import LoadedModel
 from erase.policy import BaselinePolicy, Policy, policy_from_dict, policy_to_dict
 from worker.contract import BASELINES, JobRequest, Plan, PruningOptions
-from worker.errors import UnknownPolicyError
+from worker.errors import ModelChangedError, UnknownPolicyError
 from worker.overload import LoadAdaptation
 from worker.settings import Settings
 
@@ -84,8 +84,15 @@ class PolicyBook:
 
 
 def method_of(plan: Plan) -> Method:
-    """The pruning method that a frozen plan stands for."""
-    return method_for(None if plan.policy_settings is None else policy_from_dict(plan.policy_settings))
+    """The pruning method that a frozen plan stands for.
+
+    Raises:
+        ModelChangedError: another version's policy, of a kind that this one does not know.
+    """
+    try:
+        return method_for(None if plan.policy_settings is None else policy_from_dict(plan.policy_settings))
+    except PolicyError:
+        raise ModelChangedError("The request had begun on a worker that knows more kinds of pruning.") from None
 
 
 def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:

@@ -23,7 +23,8 @@ def prepare_sequence(
     `deadline` is in `time.monotonic()` seconds; `tries` counts the attempts on the job so far, this one included.
 
     Raises:
-        JobError: an image is gone or cannot be used, or the model does not take the conversation.
+        JobError: an image is gone or cannot be used, the model does not take the conversation, or the plan is of
+            another version.
     """
     request, options = job.request, job.request.generation
     pictures = [decode_image(fetch_image(client, image), image) for image in request.images]

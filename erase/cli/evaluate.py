@@ -48,11 +48,15 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes answers.jsonl, results.json, results.md and results.png; a bar goes to standard error."""
+    """Writes answers*.jsonl, results.json, results.md and results.png; a bar goes to standard error."""
     from erase.evaluation.suites import SUITES, tables_of
 
     part = _part(options.part)
+    if options.restart and not part.whole:
+        raise UsageError("--restart and --part exclude each other; without --part it forgets the answers of all parts")
     names, retentions, measures = _names(options.methods), _numbers(options.retentions), _measures(options.measures)
+    if not names:
+        raise UsageError(f"--methods {options.methods}: expected names separated by commas")
     options.against = options.against or names[0]
     if options.against not in names:
         raise UsageError(f"--against {options.against}: it is not one of the methods {', '.join(names)}")
@@ -62,10 +66,10 @@ def run(options: argparse.Namespace) -> None:
         options.model = SUITES[options.suite].model if options.suite else "demo"
     if not options.suite:
         records = _records(options.data, options.out, options.metric)[: options.limit]
-        parts = {"": (options.out, records)}
+        asked = {"": (options.out, records)}
     else:
         tables = tables_of(options.suite, options.data)
-        parts = {
+        asked = {
             file.stem: (
                 options.out / file.stem,
                 _records(file, options.out / file.stem, metric, SUITES[options.suite].ending)[: options.limit],
@@ -73,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
             for file, metric in tables.items()
         }
     loaded = load(options)
-    for title, (folder, records) in parts.items():
+    for title, (folder, records) in asked.items():
         contests = _contests(names, measures, retentions, loaded, records)
         summary = _evaluated(options, loaded, records, contests, folder, part)
         if summary is not None:
@@ -115,7 +119,7 @@ def _show(options: argparse.Namespace, title: str, folder: Path, summary: Summar
     if title:
         print(f"## {title}\n")
     print(markdown(summary))
-    print(f"written to {folder}: answers.jsonl, results.json, results.md, results.png (with matplotlib)")
+    print(f"written to {folder}: the answers, results.json, results.md, results.png (with matplotlib)")
 
 
 def _names(text: str) -> list[str]:
@@ -168,7 +172,8 @@ def _contests(
     from erase.pictures import open_picture
 
     prompts = list(dict.fromkeys(record.images for record in records if record.images))
-    spread = prompts[:: max(1, len(prompts) // _TURNED_ON)][:_TURNED_ON]
+    count = min(_TURNED_ON, len(prompts))
+    spread = [prompts[number * len(prompts) // count] for number in range(count)]
     images = [
         [image.pixels for image in prepare_images(loaded, [open_picture(path) for path in paths])] for paths in spread
     ]

@@ -59,14 +59,15 @@ def run(options: argparse.Namespace) -> None:
     if options.question is None:
         (image,) = prepare_images(loaded, [open_picture(options.image)])
         preselection = method.preselect([image.pixels])
-        kept = preselection.kept
+        entered = kept = preselection.kept
     else:
         asked = ask(loaded, method, [options.image], options.question, LONGEST_ANSWER)
-        (image,), preselection, kept = asked.images, asked.preselection, asked.result.kept
+        (image,), preselection = asked.images, asked.preselection
+        entered, kept = asked.result.entered, asked.result.kept
         answer = asked.result.text
     (selection,) = preselection.images
     figures = pruned(loaded, method, preselection)
-    fate = fates(image.tokens, preselection.kept.tolist(), kept.tolist())
+    fate = fates(image.tokens, entered.tolist(), kept.tolist())
     if options.overlay is not None:
         _write_overlay(options.overlay, image, fate, asked=answer is not None)
     if options.json:
@@ -96,8 +97,10 @@ def _rows(
         "entropy": f"{low:.2f} lowest, {middle:.2f} median, {high:.2f} highest (nats)",
         "complexity": f"{selection.complexity:.2f} nats{_bin_in_words(policy, selection)}",
         "policy": name,
-        "stage 1 keeps": f"{figures.after_stage1} of {figures.tokens}",
+        "stage 1 keeps": f"{len(selection.kept)} of {figures.tokens}",
     }
+    if figures.after_stage1 != len(selection.kept):
+        described["decoder gets"] = f"{figures.after_stage1} of these"
     for number, cut in enumerate(figures.cuts, 1):
         label = "stage 2 keeps" if len(figures.cuts) == 1 else f"cut {number} keeps"
         described[label] = f"{cut.kept}, after {cut.after_layers} of {len(figures.per_layer)} layers"

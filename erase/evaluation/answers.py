@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from erase.models.loading import LoadedModel
 from erase.records import Record
 
 FORMAT = 1
-_FILES = "answers*.jsonl"
+_FILES = re.compile(r"answers(-\d+-of-\d+)?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class AnswerFile:
     `found` also holds what the other files of the folder know, which other parts of the evaluation write.
 
     Raises:
-        EraseError: a file belongs to another model, or is damaged.
+        EraseError: a file belongs to another model, is damaged, or is being written by another process.
     """
 
     def __init__(self, folder: Path, model: str, part: Part, *, restart: bool = False) -> None:
@@ -77,15 +78,18 @@ class AnswerFile:
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / part.file
         header = {"format": FORMAT, "model": model}
-        for path in sorted(folder.glob(_FILES)):
-            if path == own:
+        for path in sorted(folder.iterdir()):
+            if not _FILES.fullmatch(path.name) or path == own:
                 continue
-            if restart and part.whole:
+            if restart:
                 path.unlink()
-            elif not restart:
+            else:
                 self._read(path, header)
         self._journal = self._read(own, header, restart=restart)
-        self._journal.begin(header)
+        try:
+            self._journal.begin(header)
+        except BlockingIOError:
+            raise EraseError(f"another process is writing {own}") from None
 
     def __enter__(self) -> Self:
         """Itself; leaving the block closes the file."""

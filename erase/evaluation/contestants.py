@@ -19,7 +19,6 @@ from erase.policy import (
     BaselinePolicy,
     BinnedPolicy,
     BudgetPolicy,
-    DistinctPolicy,
     Measure,
     Policy,
     Scoring,
@@ -127,7 +126,7 @@ def named_policy(name: str, loaded: LoadedModel) -> Policy:
         PolicyError: an unknown name.
     """
     if name == "erase-distinct":
-        return DistinctPolicy(0.25)
+        return preset("distinct")
     if name in ERASE:
         scoring: Scoring = "exact" if name.endswith("-exact") else "reference"
         first = name.startswith("erase-1")

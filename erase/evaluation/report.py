@@ -44,14 +44,15 @@ def markdown(summary: Summary) -> str:
 
 
 def _table(lines: Sequence[Line], groups: Sequence[str], against: str) -> str:
-    minus = [f"minus {against}"] if against else []
+    compared = any(line.difference is not None for line in lines)
+    minus = [f"minus {against}"] if compared else []
     header = ["method", "retained", "95%", *minus, "stays right", "final", "layer average", "evidence kept", *groups]
     rows = [
         [
             line.name,
             _percent(line.retained.value),
             _between(line.retained),
-            *([_difference(line)] if against else []),
+            *([_difference(line)] if compared else []),
             _percent(line.stays_right),
             f"{line.final:.3f}",
             f"{line.layer_average:.3f}",

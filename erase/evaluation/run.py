@@ -52,7 +52,7 @@ def evaluate(
         contestants: policies; equal ones are asked once.
         folder: where a file of JSON lines grows with every answer.
         part: which images to ask about; all parts can run at the same time, each in a process of its own.
-        restart: whether to forget what the folder holds: a part forgets its own file.
+        restart: whether to forget what the folder holds, of all parts.
         progress: called after every answer.
 
     Returns:

@@ -102,6 +102,12 @@ def summarise(
                 [sum(figure(answers[number, key]) for key in keys) / len(keys) for number in range(len(records))]
             )
 
+        def kept(keys: Sequence[str]) -> NDArray[np.float64]:
+            """Per record, what is left of the unpruned score, averaged over the contestants of a name."""
+            own = [[answers[number, key].score for key in keys] for number in range(len(records))]
+            left: NDArray[np.float64] = np.minimum(np.array(own), plain[:, None]).mean(axis=1)
+            return left
+
         scores_of = {name: mean(keys, lambda answer: answer.score) for name, keys in keys_of.items()}
         for name, keys in keys_of.items():
             scores = scores_of[name]
@@ -119,7 +125,7 @@ def summarise(
                     questions=len(records),
                     score=float(scores.mean()),
                     retained=_retained(scores, plain, resampled),
-                    stays_right=float(np.minimum(scores, plain).sum() / plain.sum()) if plain.any() else 0.0,
+                    stays_right=float(kept(keys).sum() / plain.sum()) if plain.any() else 0.0,
                     difference=(
                         _retained(scores - scores_of[against], plain, resampled)
                         if against in scores_of and name != against

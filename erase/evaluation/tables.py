@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def _image(data: str, folder: Path, where: str) -> Path:
         image.load()
     except (ValueError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{where}: the image is neither base64 nor the index of an earlier line") from error
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # several processes may read one table
     image.convert("RGB").save(part, format="PNG")
     part.replace(path)
     return path

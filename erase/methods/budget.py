@@ -1,41 +1,62 @@
 """Revision 2 of ERASE: entropy and edges of the low-passed image, then an early and a late cut within one budget."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from erase.budget import budget_cuts, importance, informative
+from erase.budget import BudgetCut, budget_cuts, importance, informative
 from erase.errors import UnsupportedError
 from erase.methods.base import Architecture, Cut, ImageSelection, Method, Preselection, QuerySource, ScoreContext
 from erase.pixels.edges import edge_ratio, edge_threshold
 from erase.pixels.entropy import level_entropy
 from erase.pixels.images import VisionImage
 from erase.pixels.lowpass import POOL, low_pass
-from erase.policy import BudgetPolicy
+from erase.policy import BudgetPolicy, DistinctPolicy
 from erase.selection import top_indices
 
 
-class BudgetMethod(Method):
-    """Stage 1 keeps what stands out of its image or has edges; the cuts bring the rest to a budget over all layers.
+class LayerBudget(Method):
+    """Stage 1 keeps what stands out of its image or has edges; cuts bring the rest to a budget over all layers.
 
     An image's complexity is the mean entropy that its cells are compared with. The caches of layers before a cut stay
     as they ran.
     """
 
+    def __init__(self, policy: BudgetPolicy | DistinctPolicy) -> None:
+        self.requested = policy.retention
+        self.measure = policy.measure
+        self._edge_tau = policy.edge_tau
+        self._reference = policy.scoring == "reference"
+
+    @abstractmethod
+    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
+        """The cuts that keep the budget."""
+
+    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
+        whole = self.requested == 1.0
+        return Preselection(tuple(standing_out(image, self._edge_tau, keep_all=whole) for image in images))
+
+    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
+        planned = self.planned(preselection, architecture)
+        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
+
+    def query_source(self, architecture: Architecture) -> QuerySource:
+        return architecture.budget_queries if self._reference else "normed_input"
+
+
+class BudgetMethod(LayerBudget):
+    """An early cut by attention and the pixels' cues, a late one by attention alone."""
+
     name = "erase-budget"
 
     def __init__(self, policy: BudgetPolicy) -> None:
+        super().__init__(policy)
         self.policy = policy
-        self.requested = policy.retention
-        self.measure = policy.measure
 
-    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
-        whole = self.policy.retention == 1.0
-        return Preselection(tuple(standing_out(image, self.policy.edge_tau, keep_all=whole) for image in images))
-
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        planned = budget_cuts(
+    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
+        return budget_cuts(
             tokens=preselection.tokens,
             survivors=preselection.kept.numel(),
             retention=self.policy.retention,
@@ -44,10 +65,6 @@ class BudgetMethod(Method):
             layers=self.policy.layers or (architecture.early, architecture.late),
             may_drop_all=architecture.may_drop_all,
         )
-        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
-
-    def query_source(self, architecture: Architecture) -> QuerySource:
-        return architecture.budget_queries if self.policy.scoring == "reference" else "normed_input"
 
     def score(self, context: ScoreContext) -> Tensor:
         attention = context.attention()
@@ -73,7 +90,7 @@ def standing_out(image: VisionImage, edge_tau: float, *, keep_all: bool = False)
     """
     if image.cell % POOL:
         raise UnsupportedError(
-            f"revision 2 pools pixels by {POOL}, which does not divide this model's cells of {image.cell} pixels"
+            f"this policy pools pixels by {POOL}, which does not divide this model's cells of {image.cell} pixels"
         )
     parts = [_look_at(tiles, image, edge_tau) for tiles in image.groups]
     entropy, edges, keep = (torch.cat(group) for group in zip(*parts, strict=True))

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from erase.budget import distinct_cuts
+from erase.budget import BudgetCut, distinct_cuts
 from erase.errors import InputError
-from erase.methods.base import Architecture, Cut, Method, Preselection, QuerySource, ScoreContext
-from erase.methods.budget import standing_out
-from erase.pixels.images import VisionImage
+from erase.methods.base import Architecture, Preselection, ScoreContext
+from erase.methods.budget import LayerBudget
 from erase.policy import DistinctPolicy
 from erase.selection import farthest_points
 
 
-class DistinctMethod(Method):
+class DistinctMethod(LayerBudget):
     """An early cut by attention loses evidence that only deeper layers look for; what repeats is known before.
 
     So of what the pixels leave, the vision encoder's most different tokens enter the decoder, and the question decides
@@ -24,16 +23,11 @@ class DistinctMethod(Method):
     sees_features = True
 
     def __init__(self, policy: DistinctPolicy) -> None:
+        super().__init__(policy)
         self.policy = policy
-        self.requested = policy.retention
-        self.measure = policy.measure
 
-    def preselect(self, images: Sequence[VisionImage]) -> Preselection:
-        whole = self.policy.retention == 1.0
-        return Preselection(tuple(standing_out(image, self.policy.edge_tau, keep_all=whole) for image in images))
-
-    def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
-        planned = distinct_cuts(
+    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
+        return distinct_cuts(
             tokens=preselection.tokens,
             survivors=preselection.kept.numel(),
             retention=self.policy.retention,
@@ -41,10 +35,6 @@ class DistinctMethod(Method):
             depth=architecture.depth,
             late=architecture.late if self.policy.late_layer is None else self.policy.late_layer,
         )
-        return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
-
-    def query_source(self, architecture: Architecture) -> QuerySource:
-        return architecture.budget_queries if self.policy.scoring == "reference" else "normed_input"
 
     def choose(self, context: ScoreContext) -> Tensor:
         if context.cut.after_layers > 0:

@@ -1,14 +1,19 @@
 """The command behind the accuracy tables, on tiny ones."""
 
 import json
+import sys
 
 import pytest
 
 from bench import accuracy
 from bench.accuracy import TABLES, Table
+from bench.other_renderer import KINDS, draw
 from bench.report import BenchmarkError
+from erase.synthetic.generate import FAMILIES, sample
 from tests.starter import STARTER
 
+BROKEN = [sys.executable, "-m", "erase", "inspect", "no-image.png", "--model"]
+SLEEPING = [sys.executable, "-c", "import time; time.sleep(60)"]
 TINY = Table("tiny", (64, 66), 1, (0.5,), "erase-distinct,erase-2-exact,fastv")
 
 
@@ -17,6 +22,12 @@ def test_tables_have_as_many_questions_as_they_promise():
     assert [table.name for table in large] == ["headline", "retentions", "other-renderer"]
     assert {value for table in large for value in table.retentions} == {0.5, 0.25, 0.15, 0.1, 0.05}
     assert len({table.size for table in large}) == 1  # they share their answers
+    drawn = [draw(kind, number) for kind in KINDS for number in range(TABLES[-1].images)]
+    assert sum(len(page.turns) for page in drawn) >= 400
+    # About 5.4 per generated image; drawing them all takes minutes.
+    few = [len(sample(family, "test", 0, tokens=TABLES[0].tokens).questions) for family in FAMILIES]
+    assert sum(few) * TABLES[0].images >= 1000
+    assert sum(few) * 13 >= 400
 
 
 def test_parts_side_by_side_make_a_table_and_a_plot(tmp_path, capfd):
@@ -39,7 +50,12 @@ def test_parts_side_by_side_make_a_table_and_a_plot(tmp_path, capfd):
 
 
 def test_a_part_that_fails_is_told_with_its_reason(tmp_path):
-    with pytest.raises(BenchmarkError, match=r"part \d failed(.|\n)*"):
+    with pytest.raises(BenchmarkError, match=r"part 2 failed with 1\n(.|\n)*no-model"):
+        accuracy._run([SLEEPING, [*BROKEN, str(tmp_path / "no-model")]], tmp_path)
+
+
+def test_a_table_of_a_model_that_is_not_there_fails(tmp_path):
+    with pytest.raises(BenchmarkError, match=r"part \d failed with 1"):
         accuracy.make(TINY, str(tmp_path / "no-model"), tmp_path, tmp_path / "out", parts=2)
 
 

@@ -77,9 +77,10 @@ def test_all_variants_keep_about_the_same(loaded, image, retention):
         selection = method.preselect([image.pixels])
         cuts = method.plan(selection, architecture)
         average = layer_average_retention(selection.tokens, len(selection.kept), cuts, architecture.depth)
-        limit = retention * (1.8 if "own budget" in name else 1.0) + 0.02
-        early = architecture.early / architecture.depth * len(selection.kept) / selection.tokens
-        assert average <= max(limit, early + 0.02), name
+        share = len(selection.kept) / selection.tokens
+        wanted = min(share, retention * ((share / variants.MEAN_SHARE) ** 0.5 if "own budget" in name else 1.0))
+        least = share * architecture.early / architecture.depth if "early" in name or "erase-2" in name else 0.0
+        assert average == pytest.approx(max(wanted, least), abs=0.03), name
 
 
 def test_the_command_compares_them(tmp_path, capsys):

@@ -72,6 +72,7 @@ POLICIES = {
     "binned": BINNED,
     "deep": erase.BinnedPolicy((0.1,), (0.9, 0.2), 0.2, layers=(1, 6), scoring="exact"),
     "budget": BUDGET,
+    "distinct": erase.DistinctPolicy(0.2),
     "tight": erase.BudgetPolicy(0.1, cue_weight=0.7, scoring="exact"),
     "late": erase.BudgetPolicy(0.6, late_retention=0.1, layers=(3, 4)),
     "pairs": Pairs(),

@@ -167,6 +167,18 @@ class TestInspect:
         assert re.search(r"stage 2 keeps +25, after 4 of 8 layers", out)
         assert "answer" not in out
 
+    def test_what_enters_the_decoder_is_told_beside_what_pixels_leave(self, starter):
+        options = ("--policy", "distinct", "--retention", "0.1")
+        code, out, _ = starter("inspect", PAGE, *options)
+        assert code == 0
+        left = int(re.search(r"stage 1 keeps +([0-9]+) of 64", out)[1])
+        entering = int(re.search(r"decoder gets +([0-9]+) of these", out)[1])
+        assert 64 > left > entering > 0
+        found = as_json(starter("inspect", PAGE, QUESTION, *options, "--json"))
+        assert found["vision_tokens"]["after_stage1"] == entering
+        cells = [cell for row in found["pruning_map"] for cell in row]
+        assert cells.count(0) == 64 - entering
+
     def test_the_files_of_the_weights_are_not_even_needed(self, command, folder):
         (folder / "model.safetensors").unlink()
         assert as_json(command("inspect", PAGE, "--model", folder, "--json"))["vision_tokens"]["after_stage1"] == 38
@@ -330,7 +342,7 @@ class TestFailures:
             (("ask", PAGE, "?", "--model", "./nowhere"), "no model folder at './nowhere'"),
             (("ask", PAGE, "?", "--model", "org/name"), "needs a revision"),
             (("ask", PAGE, "?", "--device", "tpu"), "expected auto, cpu, cuda or cuda:N"),
-            (("ask", PAGE, "?", "--policy", "best"), "--policy best: expected auto, none, demo, internvl3-8b-budget"),
+            (("ask", PAGE, "?", "--policy", "best"), "--policy best: expected auto, none, demo, distinct, "),
             (("ask", PAGE, "?", "--policy", PAGE), "is not JSON"),
             (("ask", PAGE, "?", "--retention", "0"), "must be above 0 and at most 1"),
             (("ask", PAGE, "?", "--max-tokens", "0"), "max_tokens must be at least 1"),

@@ -76,7 +76,7 @@ def test_flash_attention_gives_what_sdpa_gives(flash, build):
     model = build(8)
     inputs, (mean, std) = prompts_of(model)
     binned = erase.BinnedPolicy(thresholds=(1.0,), stage1_retention=(0.8, 0.6), final_retention=0.3)
-    for policies in ([binned, erase.BudgetPolicy(0.3), None], [erase.BudgetPolicy(0.2)] * 3):
+    for policies in ([binned, erase.BudgetPolicy(0.3), erase.DistinctPolicy(0.3)], [erase.BudgetPolicy(0.2)] * 3):
         logits = []
         for implementation in ("sdpa", "flash_attention_2"):
             model.model.language_model.config._attn_implementation = implementation

@@ -71,7 +71,9 @@ def test_linear_layers_are_those_that_pytorch_counts(build):
     )
 
 
-@pytest.mark.parametrize("policy", [erase.preset("qwen2.5-vl-7b"), erase.BudgetPolicy(0.25), None], ids=str)
+@pytest.mark.parametrize(
+    "policy", [erase.preset("qwen2.5-vl-7b"), erase.BudgetPolicy(0.25), erase.DistinctPolicy(0.25), None], ids=str
+)
 def test_a_trace_counts_the_rows_that_each_layer_ran(golden, policy):
     images = [noise_image(5, 6, seed=3), noise_image(4, 4, seed=4)]
     inputs = stock_inputs(prompt_ids(images), images)

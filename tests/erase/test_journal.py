@@ -30,3 +30,17 @@ def test_restarting_forgets_everything_and_a_damaged_line_is_refused(tmp_path):
         Journal(path)
     assert Journal(path, restart=True).lines == []
     assert not path.exists()
+
+
+def test_a_file_that_is_being_written_is_not_opened_again(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path)
+    first.begin({"format": 1})
+    with pytest.raises(BlockingIOError):
+        Journal(path).begin({"format": 1})
+    first.append({"n": 1})
+    first.close()
+    again = Journal(path)
+    again.begin({"format": 1})
+    assert again.lines == [{"format": 1}, {"n": 1}]
+    again.close()

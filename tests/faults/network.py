@@ -9,13 +9,14 @@ from typing import Literal
 
 Line = Literal["open", "refused", "silent"]
 _AT_ONCE = 65536
+_SEND_S = 5.0
 
 
 class Network:
     """Forwards what connects to its port.
 
-    `line` says how: `open` forwards, `refused` closes every connection as a router that is down does, and `silent`
-    keeps them and swallows what is sent, as a cable that was pulled does.
+    `line` says how: `open` forwards, `refused` ends every connection at once as a Redis that restarts does, and
+    `silent` keeps them and swallows what is sent, as a cable that was pulled does.
     """
 
     def __init__(self, port: int) -> None:
@@ -59,33 +60,35 @@ class Network:
     def _run(self) -> None:
         line: Line = "open"
         while not self._ended.is_set():
+            now = self._line
+            # What a cut swallowed is lost: connections that lived through it are broken, and must be made anew.
+            if now == "refused" or (line == "silent" and now == "open"):
+                for end in list(self._other):
+                    self._drop(end)
+            line = now
             for key, _ in self._selector.select(timeout=0.02):
                 end = key.fileobj
                 assert isinstance(end, socket.socket)
                 if end is self._listener:
-                    self._connect()
+                    self._connect(now)
                 elif end in self._other:
-                    self._forward(end)
-            # What a cut swallowed is lost: connections that lived through it are broken, and must be made anew.
-            if self._line == "refused" or (line == "silent" and self._line == "open"):
-                for end in list(self._other):
-                    self._drop(end)
-            line = self._line
+                    self._forward(end, now)
 
-    def _connect(self) -> None:
+    def _connect(self, line: Line) -> None:
         near, _ = self._listener.accept()
-        if self._line == "refused":
+        if line == "refused":
             near.close()
             return
         far = socket.create_connection(("127.0.0.1", self._target))
         for end, other in ((near, far), (far, near)):
+            end.settimeout(_SEND_S)
             self._other[end] = other
             self._selector.register(end, selectors.EVENT_READ)
 
-    def _forward(self, end: socket.socket) -> None:
+    def _forward(self, end: socket.socket, line: Line) -> None:
         try:
             data = end.recv(_AT_ONCE)
-            if data and self._line == "open":
+            if data and line == "open":
                 self._other[end].sendall(data)
         except OSError:
             data = b""

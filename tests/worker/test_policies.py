@@ -25,7 +25,7 @@ from erase.models.loading import LoadedModel, load_model
 from erase.policy import policy_from_dict
 from tests.starter import STARTER
 from worker.contract import BASELINES, Baseline, GenerationOptions, JobRequest, Plan, PruningOptions
-from worker.errors import UnknownPolicyError
+from worker.errors import ModelChangedError, UnknownPolicyError
 from worker.policies import PolicyBook, method_of, policy_book
 from worker.settings import Settings
 
@@ -201,3 +201,10 @@ class TestPlan:
         before, after = method_of(plan), method_of(back)
         assert type(before) is type(after)
         assert vars(before) == vars(after)
+
+
+def test_a_plan_with_a_policy_of_a_newer_version_ends_as_such(loaded: LoadedModel) -> None:
+    plan = book(loaded).plan(request(), loaded)
+    newer = plan.model_copy(update={"policy_settings": {"kind": "of tomorrow", "retention": 0.5}})
+    with pytest.raises(ModelChangedError, match="more kinds of pruning"):
+        method_of(newer)

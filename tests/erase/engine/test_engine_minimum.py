@@ -7,6 +7,17 @@ import erase
 from erase.methods import method_for
 
 
+def test_below_the_minimum_what_repeats_is_still_dropped_before_the_decoder(demo, samples):
+    method = method_for(erase.DistinctPolicy(0.1))
+    sequence = ask(demo, samples[0].question, [samples[0].image], method=method)
+    first, late = method.plan(sequence.preselection, demo.adapter.architecture)
+    with running(demo, min_vision_tokens=10_000) as engine:
+        (answer,) = results(engine, [sequence])
+    assert first.keep > late.keep
+    assert len(answer.entered) == len(answer.kept) == first.keep < len(sequence.preselection.kept)
+    assert answer.stage2_skipped
+
+
 @pytest.fixture(scope="module", params=[erase.BudgetPolicy(0.1), erase.preset("qwen2.5-vl-7b")], ids=["budget", "bins"])
 def method(request):
     return method_for(request.param)

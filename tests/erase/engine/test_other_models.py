@@ -23,6 +23,7 @@ POLICIES = {
     "none": None,
     "binned": erase.BinnedPolicy(thresholds=(0.5,), stage1_retention=(0.75, 0.6), final_retention=0.3),
     "budget": erase.BudgetPolicy(retention=0.3),
+    "distinct": erase.DistinctPolicy(retention=0.3),
 }
 
 

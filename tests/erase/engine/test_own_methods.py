@@ -169,6 +169,7 @@ def test_methods_that_look_at_features_answer_alike_in_pruning_and_in_the_engine
     assert answer.kept.tolist() == again.kept.tolist() == trace.cuts[-1].kept.tolist()
     assert answer.cache_lengths == again.cache_lengths == trace.cache_lengths
     plan = method.plan(Preselection(trace.images), loaded.adapter.architecture)
+    assert name != "distinct" or [cut.after_layers for cut in plan] == [0, loaded.adapter.architecture.late]
     assert [(cut.layer, len(cut.kept)) for cut in trace.cuts] == [(cut.after_layers, cut.keep) for cut in plan]
     assert len(whole.kept) == trace.tokens > len(answer.kept)
 

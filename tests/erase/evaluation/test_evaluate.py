@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import erase
 from erase import EraseError, PolicyError
 from erase.engine import Engine
 from erase.evaluation import Contest, Contestant, Part, contest, evaluate, summarise
-from erase.evaluation.answers import Answer
+from erase.evaluation.answers import Answer, AnswerFile, model_key
 from erase.evaluation.contestants import mean_retention, named_policy, turned
 from erase.evaluation.report import markdown, plot, write_report
 from erase.evaluation.run import evidence_cells
@@ -127,15 +128,22 @@ class TestAnswers:
         monkeypatch.setattr(Engine, "submit", lambda *_: pytest.fail("asked again"))
         assert evaluate(loaded, records, [NONE], tmp_path) == whole
 
-    def test_starting_anew_forgets_all_parts_or_its_own(self, loaded, records, tmp_path):
-        first, second = Part(1, 2), Part(2, 2)
-        for part in (first, second):
+    def test_starting_anew_forgets_all_parts_and_no_other_file(self, loaded, records, tmp_path):
+        for part in (Part(1, 2), Part(2, 2)):
             evaluate(loaded, records[:2], [NONE], tmp_path, part=part)
-        others = (tmp_path / second.file).read_text()
-        evaluate(loaded, records[:1], [NONE], tmp_path, part=first, restart=True)
-        assert (tmp_path / second.file).read_text() == others
+        (tmp_path / "answers-of-mine.jsonl").write_text("no answers")
+        evaluate(loaded, records[:1], [NONE], tmp_path)
         evaluate(loaded, records[:1], [NONE], tmp_path, restart=True)
-        assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+        assert {path.name for path in tmp_path.iterdir()} == {"answers.jsonl", "answers-of-mine.jsonl"}
+        assert (tmp_path / "answers-of-mine.jsonl").read_text() == "no answers"
+
+    def test_two_processes_do_not_write_one_file(self, loaded, records, tmp_path):
+        writer = AnswerFile(tmp_path, model_key(loaded), Part())
+        with pytest.raises(EraseError, match=r"another process is writing .*answers\.jsonl"):
+            evaluate(loaded, records[:1], [NONE], tmp_path)
+        with writer:
+            pass
+        assert len(evaluate(loaded, records[:1], [NONE], tmp_path)) == 1
 
     def test_answers_of_another_model_are_not_taken(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
@@ -218,6 +226,13 @@ class TestSummary:
         assert "minus better" in text
         assert "-33.3" in text
 
+    def test_what_stays_right_is_counted_seed_by_seed(self):
+        records, (found,), answers = figures()
+        answers |= {(0, NONE.key): replace(answers[0, NONE.key], score=0.5)}
+        # The first question: the smaller of 0.5 and 1 for both seeds; the others as before.
+        (line,) = summarise(records, [found], answers).lines
+        assert line.stays_right == pytest.approx((0.5 + 0.0 + 0.5) / 2.5)
+
     def test_the_same_answers_always_give_the_same_intervals(self):
         assert summarise(*figures()) == summarise(*figures())
 
@@ -283,8 +298,10 @@ def test_the_command_evaluates_a_folder_and_a_table(tmp_path, capsys, monkeypatc
     assert main([*part, "1/2"]) == 0
     assert not capsys.readouterr().out
     assert [path.name for path in (tmp_path / "e").iterdir()] == ["answers-1-of-2.jsonl"]
-    for wrong in ("0/2", "3/2", "2", "a/b"):
-        assert main([*part, wrong]) == 2
+    for wrong in (["0/2"], ["3/2"], ["2"], ["a/b"], ["1/2", "--restart"]):
+        assert main([*part, *wrong]) == 2
+    for wrong in (["--methods", ","], ["--against", "fastv"]):
+        assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), *wanted, *wrong]) == 2
     table = table_of(load_records(samples)[:2], tmp_path / "paper")
     assert main(["evaluate", str(table), "--out", str(tmp_path / "b"), "--metric", "anls", *wanted]) == 0
     for name in ("DocVQA_VAL", "InfoVQA_VAL", "ChartQA_TEST", "TextVQA_VAL", "OCRBench"):
@@ -309,3 +326,16 @@ def table_of(records, folder):
     file = folder / "set.tsv"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def test_dials_are_turned_on_images_from_all_over_the_data(loaded, monkeypatch):
+    from erase.cli import evaluate as command
+
+    seen = []
+    monkeypatch.setattr("erase.pictures.open_picture", lambda path: seen.append(int(path.name)) or path)
+    monkeypatch.setattr("erase.models.prompt.prepare_images", lambda loaded, pictures: [])
+    monkeypatch.setattr("erase.evaluation.contest", lambda *_: None)
+    command._contests([], ["final"], [0.5], loaded, tuple(Record("r", (Path(str(n)),), "?", ("a",)) for n in range(78)))
+    assert len(seen) == 48
+    assert max(seen) >= 76
+    assert max(b - a for a, b in pairwise(seen)) == 2
