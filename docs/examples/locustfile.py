@@ -1,6 +1,6 @@
 """Load for `POST /v1/ask` from Locust (pip install locust): bundled questions, wrong answers count as failures.
 
-    locust -f docs/examples/locustfile.py --headless --host http://127.0.0.1:8000 -u 8 -r 2 -t 40s
+locust -f docs/examples/locustfile.py --headless --host http://127.0.0.1:8000 -u 8 -r 2 -t 40s
 """
 
 import json
