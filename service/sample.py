@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def samples_folder() -> Path:
     return Path(spec.origin).parent / "demo" / "samples"
 
 
+@cache
 def first_sample() -> tuple[Path, str]:
     """The image and the question that `samples.json` begins with."""
     folder = samples_folder()

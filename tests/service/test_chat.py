@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_a_conversation_keeps_its_order(client: openai.OpenAI, service: Service,
     assert job.request.pruning.retention == 0.5
     worker.succeed(job)
     assert later.result().choices[0].message.content == "42"
+
+
+def test_an_idle_stream_is_kept_alive(
+    client: openai.OpenAI, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.chat.KEEP_ALIVE_S", 0.05)
+    body = {"model": "demo", "messages": QUESTION, "stream": True}
+    with service.http.stream("POST", "/v1/chat/completions", json=body) as reply:
+        lines = reply.iter_lines()
+        assert next(lines) == ": keep-alive"
+        worker.succeed(worker.take())
+        assert "data: [DONE]" in list(lines)
+    # The official client takes no notice of comments.
+    later = service.threads.submit(
+        lambda: list(client.chat.completions.create(model="demo", messages=QUESTION, stream=True))
+    )
+    job = worker.take()
+    time.sleep(0.3)
+    worker.succeed(job)
+    assert later.result()[-1].choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("usage", [False, True])
