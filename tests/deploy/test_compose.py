@@ -140,7 +140,7 @@ def test_the_process_accepts_the_environment_that_it_gets(name: str, monkeypatch
         if value is not None:
             monkeypatch.setenv(variable, interpolate(value, SECRETS))
     settings = load_settings()
-    assert settings.redis_url == "redis://:secret@redis:6379/0"
+    assert settings.redis_url == "redis://erase:secret@redis:6379/0"
     assert (settings.host == "0.0.0.0") == (name == "service")
     assert bool(settings.api_keys) == (name == "service"), "only the service needs the keys"
 
@@ -213,7 +213,9 @@ def test_the_redis_command_starts_a_server_that_keeps_what_it_accepted(tmp_path:
         stdout=subprocess.DEVNULL,
     )
     retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), retries=200)
-    client = redis.Redis(port=port, password="secret", retry=retry, retry_on_error=[redis.ConnectionError])
+    client = redis.Redis(
+        port=port, username="erase", password="secret", retry=retry, retry_on_error=[redis.ConnectionError]
+    )
     try:
         client.set("job", 1)
         assert client.waitaof(1, 0, 5000)[0] == 1
@@ -226,6 +228,9 @@ def test_the_redis_command_starts_a_server_that_keeps_what_it_accepted(tmp_path:
         }
         with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
+        for command in ("FLUSHALL", "SHUTDOWN NOSAVE", "CONFIG SET maxmemory 1", "ACL LIST", "KEYS *", "REPLICAOF a 1"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command.split())
     finally:
         client.close()
         server.terminate()
