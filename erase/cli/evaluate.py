@@ -104,7 +104,7 @@ def _evaluated(
     if not part.whole:
         return None
     summary = summarise(records, contests, answers, options.against)
-    about = {"model": loaded.name, "revision": loaded.revision, "data": str(options.data), "dtype": str(loaded.dtype)}
+    about = {"model": loaded.name, "revision": loaded.revision, "data": options.data.name, "dtype": str(loaded.dtype)}
     policies = {one.key: None if one.policy is None else policy_to_dict(one.policy) for one in everyone}
     write_report(folder, summary, {**about, "policies": policies})
     return summary
