@@ -24,10 +24,11 @@ def test_tables_have_as_many_questions_as_they_promise():
     assert len({table.size for table in large}) == 1  # they share their answers
     drawn = [draw(kind, number) for kind in KINDS for number in range(TABLES[-1].images)]
     assert sum(len(page.turns) for page in drawn) >= 400
-    # About 5.4 per generated image; drawing them all takes minutes.
-    few = [len(sample(family, "test", 0, tokens=TABLES[0].tokens).questions) for family in FAMILIES]
-    assert sum(few) * TABLES[0].images >= 1000
-    assert sum(few) * 13 >= 400
+    # Drawing all generated images takes minutes; some of each family tell how many questions an image has.
+    some = [sample(family, "test", number, tokens=TABLES[0].tokens) for family in FAMILIES for number in range(5)]
+    per_family = sum(len(one.questions) for one in some) / 5
+    assert per_family * TABLES[0].images >= 1000
+    assert all(per_family * table.images >= 400 for table in TABLES)
 
 
 def test_parts_side_by_side_make_a_table_and_a_plot(tmp_path, capfd):
