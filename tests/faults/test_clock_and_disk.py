@@ -79,7 +79,7 @@ def test_leases_that_a_jump_ended_are_taken_up_again(
     monkeypatch.delenv("LD_PRELOAD")
     running.start_service()
     doomed = running.start_worker(ERASE_FAILPOINTS="in_decode=kill")
-    job_id = ask_async(running, QUESTION)
+    job_id = ask_async(running, QUESTION, timeout_s="600")
     until(lambda: not doomed.running, what="the death of the worker")
     running.start_worker()
     clock("+400s")
