@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from bench import other_renderer
-from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine
+from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine, usable_cores
 from erase.errors import EraseError
 from erase.synthetic.dataset import write_dataset
 from erase.synthetic.generate import FAMILIES, VERSION
@@ -107,7 +107,7 @@ def _run(commands: Sequence[Sequence[str]], work: Path) -> None:
     Raises:
         BenchmarkError: one of them failed; the others are ended.
     """
-    threads = max(1, _cores() // len(commands))
+    threads = max(1, usable_cores() // len(commands))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     logs = [work / f"part-{number}.log" for number in range(2, len(commands) + 1)]
     running = []
@@ -136,10 +136,6 @@ def _check(running: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> 
             raise BenchmarkError("\n".join([f"part {number + 1} failed with {process.returncode}", *said]))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the tables that are asked for."""
     names = [table.name for table in TABLES]
@@ -148,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="demo, a folder or a hub id (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path(".erase/accuracy"), help="images, answers (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/accuracy"), help="folder of the tables (%(default)s)")
-    parser.add_argument("--parts", type=positive, default=1 if torch.cuda.is_available() else _cores())
+    parser.add_argument("--parts", type=positive, default=1 if torch.cuda.is_available() else usable_cores())
     options = parser.parse_args(arguments)
     unknown = set(options.tables.split(",")) - set(names)
     if unknown:

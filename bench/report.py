@@ -56,10 +56,9 @@ def this_machine(device: torch.device | None = None, threads: int | None = None)
     `threads` compute; None: those of the calling thread.
     """
     on_gpu = device is not None and device.type == "cuda"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         processor=_processor(),
-        cores=cores,
+        cores=usable_cores(),
         threads=threads or torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         python=platform.python_version(),
@@ -67,6 +66,11 @@ def this_machine(device: torch.device | None = None, threads: int | None = None)
         transformers=transformers.__version__,
         commit=_commit(),
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -22,15 +22,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from bench.report import fractions, progress, run_main, this_machine
-from erase.budget import BudgetCut, budget_cuts, distinct_cuts, importance
+from erase.budget import BudgetCut, distinct_cuts
+from erase.cli.evaluate import answer_bar
 from erase.errors import EraseError, InputError
-from erase.evaluation import Contest, Contestant, Part, Step, evaluate, summarise
+from erase.evaluation import Contest, Contestant, Part, evaluate, summarise
 from erase.evaluation.report import markdown
 from erase.evaluation.summary import NONE
 from erase.methods.base import Architecture, Method, Preselection, ScoreContext
+from erase.methods.budget import BudgetMethod
 from erase.methods.distinct import DistinctMethod
 from erase.methods.none import NoPruning
 from erase.models import qwen2_5_vision as vision
@@ -38,7 +39,7 @@ from erase.models.loading import LoadedModel, load_model
 from erase.pixels.images import VisionImage
 from erase.policy import BudgetPolicy, DistinctPolicy, Policy
 from erase.records import load_records
-from erase.selection import farthest_points, top_indices
+from erase.selection import farthest_points
 
 CUE_WEIGHT = 0.3
 MEAN_SHARE = 1 / 3
@@ -46,33 +47,10 @@ MEAN_SHARE = 1 / 3
 RELEVANCE_FLOOR = 0.2
 
 
-class Early(DistinctMethod):
-    """Stage 1, then one early cut by the layers' true queries."""
+class EarlyDistinct(BudgetMethod):
+    """What is looked at and different: greedy maximum of a determinantal point process, as in CDPruner."""
 
-    def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
-        return budget_cuts(
-            tokens=preselection.tokens,
-            survivors=preselection.kept.numel(),
-            retention=self.policy.retention,
-            late_retention=1.0,
-            depth=architecture.depth,
-            layers=(architecture.early, architecture.late),
-            may_drop_all=False,
-        )
-
-    def choose(self, context: ScoreContext) -> Tensor:
-        return top_indices(self.score(context), context.cut.keep)
-
-
-class EarlyCued(Early):
-    """The same with revision 2's cues from pixels."""
-
-    def score(self, context: ScoreContext) -> Tensor:
-        return importance(context.attention(), *_seen(context), 0.2)
-
-
-class EarlyDistinct(Early):
-    """Early, what is looked at and different: greedy maximum of a determinantal point process, as in CDPruner."""
+    sees_features = True
 
     def choose(self, context: ScoreContext) -> Tensor:
         attention = context.attention()
@@ -210,13 +188,14 @@ class BeforeEncoder(DistinctMethod):
 def variants(retention: float, loaded: LoadedModel) -> dict[str, Policy | Method]:
     """All variants at a layer-averaged retention, by name."""
     distinct = DistinctPolicy(retention)
+    early = BudgetPolicy(retention, late_retention=1.0, cue_weight=0.0, scoring="exact")  # all its budget in one cut
     return {
         "erase-distinct": distinct,
         "erase-2": BudgetPolicy(retention),
         "erase-2-exact": BudgetPolicy(retention, scoring="exact"),
-        "early": Early(distinct),
-        "early, cued": EarlyCued(distinct),
-        "early, distinct": EarlyDistinct(distinct),
+        "early": early,
+        "early, cued": replace(early, cue_weight=0.2),
+        "early, distinct": EarlyDistinct(early),
         "distinct alone": DistinctPolicy(retention, late_retention=1.0),
         "distinct, late keeps 0.3": DistinctPolicy(retention, late_retention=0.3),
         "distinct, late after half": DistinctPolicy(retention, late_layer=loaded.adapter.depth // 2),
@@ -285,12 +264,7 @@ def run(options: argparse.Namespace) -> None:
         Contest("layer_average", retention, tuple(_tried(retention, loaded)), {}) for retention in options.retentions
     ]
     everyone = [NONE, *(one for contest in contests for one in contest.contestants)]
-    with tqdm(unit="answer", desc="asking", disable=None) as bar:
-
-        def show(step: Step) -> None:
-            bar.total = step.total
-            bar.update(step.done - bar.n)
-
+    with answer_bar() as show:
         answers = evaluate(
             loaded,
             records,

@@ -99,7 +99,7 @@ def _evaluated(
     from erase.policy import policy_to_dict
 
     everyone = [NONE, *(one for contest in contests for one in contest.contestants)]
-    with _bar() as progress:
+    with answer_bar() as progress:
         answers = evaluate(loaded, records, everyone, folder, part=part, restart=options.restart, progress=progress)
     if not part.whole:
         return None
@@ -181,7 +181,8 @@ def _contests(
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Step], None]]:
+def answer_bar() -> Iterator[Callable[[Step], None]]:
+    """What shows an evaluation's steps as a bar on standard error."""
     from tqdm import tqdm
 
     with tqdm(unit="answer", desc="asking", disable=None) as bar:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,44 +17,41 @@ from erase.pixels.lowpass import POOL, low_pass
 from erase.policy import BudgetPolicy, DistinctPolicy
 from erase.selection import top_indices
 
+P = TypeVar("P", bound=BudgetPolicy | DistinctPolicy)
 
-class LayerBudget(Method):
+
+class LayerBudget(Method, Generic[P]):
     """Stage 1 keeps what stands out of its image or has edges; cuts bring the rest to a budget over all layers.
 
     An image's complexity is the mean entropy that its cells are compared with. The caches of layers before a cut stay
     as they ran.
     """
 
-    def __init__(self, policy: BudgetPolicy | DistinctPolicy) -> None:
+    def __init__(self, policy: P) -> None:
+        self.policy = policy
         self.requested = policy.retention
         self.measure = policy.measure
-        self._edge_tau = policy.edge_tau
-        self._reference = policy.scoring == "reference"
 
     @abstractmethod
     def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
         """The cuts that keep the budget."""
 
     def preselect(self, images: Sequence[VisionImage]) -> Preselection:
-        whole = self.requested == 1.0
-        return Preselection(tuple(standing_out(image, self._edge_tau, keep_all=whole) for image in images))
+        whole = self.policy.retention == 1.0
+        return Preselection(tuple(standing_out(image, self.policy.edge_tau, keep_all=whole) for image in images))
 
     def cuts(self, preselection: Preselection, architecture: Architecture) -> tuple[Cut, ...]:
         planned = self.planned(preselection, architecture)
         return tuple(Cut(cut.layer, cut.keep, prune_cache=False, role=cut.role) for cut in planned)
 
     def query_source(self, architecture: Architecture) -> QuerySource:
-        return architecture.budget_queries if self._reference else "normed_input"
+        return architecture.budget_queries if self.policy.scoring == "reference" else "normed_input"
 
 
-class BudgetMethod(LayerBudget):
+class BudgetMethod(LayerBudget[BudgetPolicy]):
     """An early cut by attention and the pixels' cues, a late one by attention alone."""
 
     name = "erase-budget"
-
-    def __init__(self, policy: BudgetPolicy) -> None:
-        super().__init__(policy)
-        self.policy = policy
 
     def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
         return budget_cuts(

@@ -12,7 +12,7 @@ from erase.policy import DistinctPolicy
 from erase.selection import farthest_points
 
 
-class DistinctMethod(LayerBudget):
+class DistinctMethod(LayerBudget[DistinctPolicy]):
     """An early cut by attention loses evidence that only deeper layers look for; what repeats is known before.
 
     So of what the pixels leave, the vision encoder's most different tokens enter the decoder, and the question decides
@@ -21,10 +21,6 @@ class DistinctMethod(LayerBudget):
 
     name = "erase-distinct"
     sees_features = True
-
-    def __init__(self, policy: DistinctPolicy) -> None:
-        super().__init__(policy)
-        self.policy = policy
 
     def planned(self, preselection: Preselection, architecture: Architecture) -> Sequence[BudgetCut]:
         return distinct_cuts(

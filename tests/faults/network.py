@@ -25,7 +25,7 @@ class Network:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._other: dict[socket.socket, socket.socket] = {}
-        self._line: Line = "open"
+        self.line: Line = "open"
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -40,15 +40,6 @@ class Network:
         """Redis behind this network."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def line(self) -> Line:
-        """What becomes of connections."""
-        return self._line
-
-    @line.setter
-    def line(self, line: Line) -> None:
-        self._line = line
-
     def close(self) -> None:
         """Cut everything for good."""
         self._ended.set()
@@ -60,7 +51,7 @@ class Network:
     def _run(self) -> None:
         line: Line = "open"
         while not self._ended.is_set():
-            now = self._line
+            now = self.line
             # What a cut swallowed is lost: connections that lived through it are broken, and must be made anew.
             if now == "refused" or (line == "silent" and now == "open"):
                 for end in list(self._other):
