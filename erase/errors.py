@@ -3,6 +3,7 @@
 EraseError
 ├── PolicyError       (also ValueError)  a policy, a preset name or a policy file is wrong
 ├── InputError        (also ValueError)  the arguments or tensors given are wrong or incomplete
+├── EngineError                          the engine could not finish a sequence
 └── UnsupportedError                     right, but not something that can be pruned correctly: a model, an input or a
                                          generation mode
 """
@@ -22,3 +23,14 @@ class InputError(EraseError, ValueError):
 
 class UnsupportedError(EraseError):
     """The model, the input or the generation mode cannot be pruned correctly, so nothing was run."""
+
+
+class EngineError(EraseError):
+    """The engine could not finish a sequence.
+
+    The message may be shown to clients; `reason` is what went wrong inside, for those who run the model.
+    """
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason

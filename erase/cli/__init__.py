@@ -11,6 +11,7 @@ from typing import Any
 from erase import EraseError, __version__
 from erase.cli import ask, calibrate, evaluate, inspect, synthesize
 from erase.cli.common import UsageError, quietly
+from erase.errors import EngineError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UsageError as error:
         return _complain(options.command, error, MISUSED)
+    except EngineError as error:
+        return _complain(options.command, f"{error} ({error.reason})" if error.reason else error, FAILED)
     except EraseError as error:
         return _complain(options.command, error, FAILED)
     except BrokenPipeError:  # whoever reads, `head` perhaps, has seen enough; let the flush at exit not fail again

@@ -10,7 +10,6 @@ from erase.engine.sequence import (
     CancelledError,
     ContextLengthError,
     DeadlineError,
-    EngineError,
     EngineStoppedError,
     Handle,
     Priority,
@@ -19,6 +18,7 @@ from erase.engine.sequence import (
     Sequence,
     TokenEvent,
 )
+from erase.errors import EngineError
 
 __all__ = [
     "CancelledError",

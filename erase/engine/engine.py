@@ -26,7 +26,6 @@ from erase.engine.running import RunningSequence
 from erase.engine.scheduler import PRIORITIES, Budget, Shares, admit
 from erase.engine.sequence import (
     ContextLengthError,
-    EngineError,
     EngineStoppedError,
     Handle,
     Priority,
@@ -35,6 +34,7 @@ from erase.engine.sequence import (
 from erase.engine.stage import PrefillStage
 from erase.engine.text import TextStream
 from erase.engine.threads import use_threads
+from erase.errors import EngineError
 from erase.methods.stage1_only import Stage1Only
 from erase.models.loading import LoadedModel
 
@@ -400,4 +400,5 @@ class Engine:
     def _fail(self, phase: str, entry: RunningSequence, error: Exception) -> None:
         self._require_device()
         log.error("%s of sequence %s failed: %r", phase, entry.sequence.id, error)
-        entry.end(EngineError(f"{phase} failed: {type(error).__name__}"))
+        asked = f"{entry.sequence.id}, {entry.sequence.method.name}"
+        entry.end(EngineError(f"{phase} failed: {type(error).__name__}", f"{asked}: {error}"))

@@ -12,7 +12,6 @@ from erase.engine.scheduler import Candidate
 from erase.engine.sequence import (
     CancelledError,
     DeadlineError,
-    EngineError,
     Handle,
     PhaseTimes,
     Result,
@@ -20,6 +19,7 @@ from erase.engine.sequence import (
     TokenEvent,
 )
 from erase.engine.text import TextStream
+from erase.errors import EngineError
 from erase.methods.base import Architecture, entering
 from erase.methods.stage1_only import Stage1Only
 

@@ -11,16 +11,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from erase.errors import EraseError, InputError
+from erase.errors import EngineError, InputError
 from erase.methods.base import Cut, Method, Preselection
 from erase.models.prompt import PreparedPrompt
 from erase.trace import CutTrace
 
 Priority = Literal["interactive", "batch"]
-
-
-class EngineError(EraseError):
-    """The engine could not finish a sequence."""
 
 
 class ContextLengthError(InputError):

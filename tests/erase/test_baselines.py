@@ -343,6 +343,13 @@ class TestCDPruner:
                 volumes[other] = float(torch.linalg.det(kernel[own][:, own]))
             assert max(volumes, key=volumes.get) == best
 
+    def test_more_tokens_than_dimensions_are_chosen_in_rounds_and_none_twice(self):
+        rows = torch.randn(700, 24, generator=torch.Generator().manual_seed(0))
+        chosen = most_probable(rows, 350)
+        assert len(set(chosen.tolist())) == 350
+        rest = torch.ones(700, dtype=torch.bool).index_fill(0, chosen[:24], False).nonzero().squeeze(1)
+        assert chosen[24:48].tolist() == rest[most_probable(rows[rest], 24)].tolist()
+
     def test_relevant_ones_come_first_but_not_what_repeats_them(self):
         features = torch.tensor([[1.0, 0.0, 0.0], [0.999, 0.04, 0.0], [0.7, 0.7, 0.0], [0.0, 0.0, 1.0]])
         question = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])

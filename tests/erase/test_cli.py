@@ -423,7 +423,8 @@ class TestFailures:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr("erase.engine.stage.Prefill", failing)
-        assert command("ask", PAGE, QUESTION) == (1, "", "erase ask: prefill failed: RuntimeError\n")
+        said = "erase ask: prefill failed: RuntimeError (question, erase-binned: out of memory)\n"
+        assert command("ask", PAGE, QUESTION) == (1, "", said)
 
 
 class TestHelp:

@@ -26,18 +26,25 @@ class CDPruner(PerImage):
 def most_probable(factor: Tensor, keep: int) -> Tensor:
     """int64 [keep], in the order of choice: each time the token that enlarges the chosen set's determinant most.
 
+    Where nothing enlarges it, as after as many tokens as there are dimensions, the search begins anew with the rest.
+
     Args:
         factor: [n, d], whose products are the process' kernel [n, n]; that is never there as a whole.
         keep: how many, at most n.
     """
-    gains = (factor**2).sum(1)
+    alone = (factor**2).sum(1)
+    nothing = _SMALLEST * alone.max()
+    gains = alone
     rows = torch.zeros(keep, len(factor), dtype=factor.dtype, device=factor.device)
     chosen = torch.empty(keep, dtype=torch.int64, device=factor.device)
+    begun = 0
     for number in range(keep):
+        if gains.max() <= nothing:
+            begun = number
+            gains = alone.index_fill(0, chosen[:number], -float("inf"))
         best = gains.argmax()
         chosen[number] = best
-        row = factor @ factor[best] - rows[:number, best] @ rows[:number]
-        rows[number] = row / gains[best].clamp(min=_SMALLEST).sqrt()
-        gains = gains - rows[number] ** 2
-        gains[chosen[: number + 1]] = -float("inf")
+        row = factor @ factor[best] - rows[begun:number, best] @ rows[begun:number]
+        rows[number] = row / gains[best].clamp(min=torch.finfo(gains.dtype).tiny).sqrt()
+        gains = (gains - rows[number] ** 2).index_fill(0, chosen[: number + 1], -float("inf"))
     return chosen
