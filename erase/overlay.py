@@ -23,23 +23,23 @@ Colour = tuple[int, int, int]
 class Fate(IntEnum):
     """What became of a vision token; the numbers are those of the service's pruning map."""
 
-    DROPPED_BY_STAGE1 = 0
-    DROPPED_BY_STAGE2 = 1
+    DROPPED_BEFORE = 0
+    DROPPED_INSIDE = 1
     KEPT = 2
 
 
 LABELS = {
     Fate.KEPT: "kept",
-    Fate.DROPPED_BY_STAGE2: "dropped by stage 2",
-    Fate.DROPPED_BY_STAGE1: "dropped by stage 1",
+    Fate.DROPPED_INSIDE: "dropped inside the decoder",
+    Fate.DROPPED_BEFORE: "dropped before it",
 }
 
 
-def fates(tokens: int, after_stage1: Iterable[int], kept: Iterable[int]) -> list[Fate]:
-    """The fate of each of `tokens`, from the indices of those that survived stage 1 and the whole model."""
-    found = [Fate.DROPPED_BY_STAGE1] * tokens
-    for index in after_stage1:
-        found[index] = Fate.DROPPED_BY_STAGE2
+def fates(tokens: int, entering: Iterable[int], kept: Iterable[int]) -> list[Fate]:
+    """The fate of each of `tokens`, from the indices of those that enter the decoder and those it keeps."""
+    found = [Fate.DROPPED_BEFORE] * tokens
+    for index in entering:
+        found[index] = Fate.DROPPED_INSIDE
     for index in kept:
         found[index] = Fate.KEPT
     return found
@@ -64,8 +64,8 @@ def overlay(
     picture = image.convert("RGB").resize((columns * cell, rows * cell), Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, np.float32)
     mask = np.kron(np.array(fate, np.uint8).reshape(rows, columns), np.ones((cell, cell), np.uint8))[..., None]
-    pixels = np.where(mask == Fate.DROPPED_BY_STAGE1, _night(pixels), pixels)
-    pixels = np.where(mask == Fate.DROPPED_BY_STAGE2, _tinted(pixels), pixels)
+    pixels = np.where(mask == Fate.DROPPED_BEFORE, _night(pixels), pixels)
+    pixels = np.where(mask == Fate.DROPPED_INSIDE, _tinted(pixels), pixels)
     _draw_grid(pixels, cell)
     marked = Image.fromarray(pixels.round().astype(np.uint8))
     legend = _legend(marked.width, fate, LABELS if labels is None else labels)
@@ -112,7 +112,7 @@ def _legend(width: int, fate: Sequence[Fate], labels: dict[Fate, str]) -> Image.
 def _swatch(fate: Fate) -> Colour:
     """What a light cell of that fate looks like."""
     light = np.full((1, 3), 240, np.float32)
-    looks = {Fate.KEPT: light, Fate.DROPPED_BY_STAGE2: _tinted(light), Fate.DROPPED_BY_STAGE1: _night(light)}
+    looks = {Fate.KEPT: light, Fate.DROPPED_INSIDE: _tinted(light), Fate.DROPPED_BEFORE: _night(light)}
     red, green, blue = looks[fate].round().astype(int)[0].tolist()
     return red, green, blue
 

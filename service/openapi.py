@@ -20,20 +20,20 @@ DESCRIPTION = (
 _REF = "#/components/schemas/"
 _TEMPLATE = _REF + "{model}"
 
-PROMPT_EXAMPLE = "What is the tax?"
+PROMPT_EXAMPLE = "What is the fee?"
 ANSWER_EXAMPLE: dict[str, Any] = {
     "id": "job_01a207af812b87f196a7aa543415dbe7",
-    "answer": "5.05",
+    "answer": "8.10",
     "finish_reason": "stop",
     "model": "demo",
     "usage": {
         "prompt_tokens": 282,
         "completion_tokens": 5,
-        "vision_tokens": {"input": 256, "after_stage1": 64, "kept": 38, "layer_average": 41.25},
-        "token_reduction": 0.8389,
+        "vision_tokens": {"input": 256, "after_stage1": 75, "kept": 37, "layer_average": 63.12},
+        "token_reduction": 0.7534,
     },
-    "pruning": {"policy": "demo", "requested": 0.15, "final": 0.1484, "layer_average": 0.1611},
-    "images": [{"width": 448, "height": 448, "tokens": 256, "complexity": 0.0}],
+    "pruning": {"policy": "demo", "requested": 0.25, "final": 0.1445, "layer_average": 0.2466},
+    "images": [{"width": 448, "height": 448, "tokens": 256, "complexity": 0.5391}],
     "timings_ms": {
         "queue": 3.8,
         "preprocess": 19.18,
@@ -54,7 +54,7 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
 }
 
 _STREAM_EXAMPLE = (
-    'event: token\ndata: {"seq": 1, "text": "5"}\nid: 1\n\nevent: result\ndata: {"id": "job_01a2..."}\nid: 2\n'
+    'event: token\ndata: {"seq": 1, "text": "8"}\nid: 1\n\nevent: result\ndata: {"id": "job_01a2..."}\nid: 2\n'
 )
 
 

@@ -50,6 +50,6 @@ def describe(answer: dict[str, Any]) -> str:
     return f"""
   question         {question}  ({image.name})
   answer           {answer["answer"]}
-  vision tokens    {tokens["input"]} in, {tokens["after_stage1"]} after stage 1, {tokens["kept"]} kept
+  vision tokens    {tokens["input"]} in, {tokens["after_stage1"]} into the decoder, {tokens["kept"]} kept
   token reduction  {answer["usage"]["token_reduction"]:.0%} averaged over layers (policy {answer["pruning"]["policy"]})
   time             {times["total"]:.0f} ms, of these {phases}"""

@@ -96,18 +96,16 @@ def method_of(plan: Plan) -> Method:
 
 
 def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
-    """Presets, the model's own policy and the deployment's, with `ERASE_RETENTION` applied to the default.
+    """Presets, the model's own policies and the deployment's, with `ERASE_RETENTION` applied to the default.
 
     Raises:
         PolicyError: `ERASE_POLICY` names nothing known and no readable policy file.
     """
     policies = {name: preset(name) for name in preset_names()}
-    own = loaded.policy_file
-    if own is not None:
-        policies[loaded.name] = load_policy(own)
+    policies |= {name: load_policy(file) for name, file in loaded.own_policies.items()}
     default = settings.policy
     if default == "auto":
-        default = loaded.name if own is not None else loaded.adapter.default_preset
+        default = loaded.name if loaded.policy_file else loaded.adapter.default_preset
     elif default != NONE and default not in policies:
         file = Path(default)
         if not file.is_file():

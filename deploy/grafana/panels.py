@@ -153,8 +153,8 @@ ROWS = (
             ),
             Panel(
                 "Vision tokens by stage",
-                "Vision tokens per second: all, after stage 1 (image complexity), kept after stage 2 (the question), "
-                "and the mean over decoder layers, which is what compute and memory follow.",
+                "Vision tokens per second: all, into the decoder (what the image needs), kept at its end (what "
+                "the question needs), and the mean over decoder layers, which is what compute and memory follow.",
                 ((rate("erase_vision_tokens_total", "stage"), "{{stage}}"),),
                 "cps",
                 10,

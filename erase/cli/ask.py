@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         commands,
         run,
         help="ask a question about one or several images",
-        example='erase ask erase/demo/samples/documents.png "What is the tax?"',
+        example='erase ask erase/demo/samples/documents.png "What is the fee?"',
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture files")
     parser.add_argument("question", metavar="QUESTION")
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 def _rows(policy: str, asked: Asked, figures: Pruned, flops: PrefillFlops) -> dict[str, str]:
     phases = asked.result.times
     return {
-        "vision tokens": f"{figures.tokens} in, {figures.after_stage1} after stage 1, {figures.kept} kept",
+        "vision tokens": f"{figures.tokens} in, {figures.after_stage1} into the decoder, {figures.kept} kept",
         "layer average": f"{figures.layer_average:.1f} vision tokens",
         "retention": _retention_in_words(figures),
         "prefill FLOPs": f"{percent(1 - flops.pruned / flops.unpruned)} saved",

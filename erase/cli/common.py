@@ -87,17 +87,17 @@ def choose_policy(options: argparse.Namespace, loaded: LoadedModel) -> ChosenPol
         if retention is not None:
             raise UsageError("--retention has no meaning with --policy none: leave one of them out")
         return ChosenPolicy(NONE, None)
-    own = loaded.policy_file
+    own = loaded.own_policies
     if name == AUTO:
-        name = loaded.adapter.default_preset if own is None else loaded.name
-    if own is not None and name == loaded.name:
-        policy = load_policy(own)
+        name = loaded.name if loaded.policy_file else loaded.adapter.default_preset
+    if name in own:
+        policy = load_policy(own[name])
     elif name in preset_names():
         policy = preset(name)
     elif Path(name).is_file():
         policy = load_policy(name)
     else:
-        known = ", ".join([AUTO, NONE, *([] if own is None else [loaded.name]), *preset_names()])
+        known = ", ".join([AUTO, NONE, *own, *preset_names()])
         raise PolicyError(f"--policy {name}: expected {known} or the path of a policy file")
     return ChosenPolicy(name, policy if retention is None else policy.with_retention(retention))
 

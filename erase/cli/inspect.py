@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
         commands,
         run,
         help="show what pruning sees in an image and drops of it",
-        example='erase inspect erase/demo/samples/documents.png "What is the tax?" --overlay overlay.png',
+        example='erase inspect erase/demo/samples/documents.png "What is the fee?" --overlay overlay.png',
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="picture file")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="run the model, to see stage 2 as well")
@@ -138,7 +138,7 @@ def _write_overlay(path: Path, image: PreparedImage, fate: list[Fate], *, asked:
 
     tiles = image.pixels.tiles  # (T, 3, H, W), shown one below the other
     picture = Image.fromarray(tiles.permute(0, 2, 3, 1).reshape(-1, tiles.shape[3], 3).contiguous().numpy())
-    labels = None if asked else {Fate.KEPT: "kept by stage 1", Fate.DROPPED_BY_STAGE1: "dropped by stage 1"}
+    labels = None if asked else {Fate.KEPT: "kept by stage 1", Fate.DROPPED_BEFORE: "dropped by stage 1"}
     try:
         overlay(picture, image.cell_grid[1], fate, labels).save(path)
     except ValueError as error:

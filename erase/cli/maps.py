@@ -10,8 +10,8 @@ from erase.overlay import Fate
 WIDTH = 80
 SHADES = "·░▒▓█"
 PLAIN_SHADES = ".:+*#"
-SIGNS = {Fate.DROPPED_BY_STAGE1: "·", Fate.DROPPED_BY_STAGE2: "▒", Fate.KEPT: "█"}
-PLAIN_SIGNS = {Fate.DROPPED_BY_STAGE1: ".", Fate.DROPPED_BY_STAGE2: "+", Fate.KEPT: "#"}
+SIGNS = {Fate.DROPPED_BEFORE: "·", Fate.DROPPED_INSIDE: "▒", Fate.KEPT: "█"}
+PLAIN_SIGNS = {Fate.DROPPED_BEFORE: ".", Fate.DROPPED_INSIDE: "+", Fate.KEPT: "#"}
 INDENT, GAP = "  ", "   "
 
 
@@ -32,8 +32,10 @@ def maps(entropy: Sequence[float], fate: Sequence[Fate], columns: int, *, asked:
     fancy = _can_show(encoding)
     shades, signs = (SHADES, SIGNS) if fancy else (PLAIN_SHADES, PLAIN_SIGNS)
     left = [_scale(entropy, shades), *_lines(_shaded(entropy, shades), columns, wide)]
-    kept, second, first = (signs[one] for one in (Fate.KEPT, Fate.DROPPED_BY_STAGE2, Fate.DROPPED_BY_STAGE1))
-    legend = f"{kept} kept  {second} dropped by stage 2  {first} by stage 1" if asked else f"{kept} kept by stage 1"
+    kept, inside, before = (signs[one] for one in (Fate.KEPT, Fate.DROPPED_INSIDE, Fate.DROPPED_BEFORE))
+    legend = (
+        f"{kept} kept  {inside} dropped inside the decoder  {before} before it" if asked else f"{kept} kept by stage 1"
+    )
     right = [legend, *_lines([signs[one] for one in fate], columns, wide)]
     across = max(map(len, left))
     if across + len(GAP) + max(map(len, right)) <= room:

@@ -130,11 +130,8 @@ def named_policy(name: str, loaded: LoadedModel) -> Policy:
     if name in ERASE:
         scoring: Scoring = "exact" if name.endswith("-exact") else "reference"
         first = name.startswith("erase-1")
-        own = load_policy(loaded.policy_file) if loaded.policy_file is not None else None
         if first:
-            binned = own if isinstance(own, BinnedPolicy) else preset(_binned_preset(loaded))
-            assert isinstance(binned, BinnedPolicy)  # noqa: S101
-            return replace(binned, scoring=scoring)
+            return replace(_bins(loaded), scoring=scoring)
         return BudgetPolicy(0.25, scoring=scoring)
     if name in preset_names():
         return preset(name)
@@ -145,11 +142,12 @@ def named_policy(name: str, loaded: LoadedModel) -> Policy:
         raise PolicyError(f"there is no method {name!r}; known: {known}, or the path of a policy file") from error
 
 
-def _binned_preset(loaded: LoadedModel) -> str:
-    name = loaded.adapter.default_preset
-    if not isinstance(preset(name), BinnedPolicy):
-        raise _OutOfReachError(f"there are no published bins for models of type {loaded.adapter.model_type}")
-    return name
+def _bins(loaded: LoadedModel) -> BinnedPolicy:
+    own = (load_policy(file) for file in (loaded.policy_file, loaded.bins_file) if file is not None)
+    for policy in (*own, preset(loaded.adapter.default_preset)):
+        if isinstance(policy, BinnedPolicy):
+            return policy
+    raise _OutOfReachError(f"there are no published bins for models of type {loaded.adapter.model_type}")
 
 
 def turned(

@@ -21,6 +21,7 @@ from erase.models import SUPPORTED, VisionLanguageAdapter, adapter_for
 
 DEMO = "demo"
 POLICY_FILE = "erase_policy.json"
+BINS_FILE = "erase_bins.json"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOCK = 2**20
@@ -46,6 +47,14 @@ class LoadedModel:
     image_processor: Any
     policy_file: Path | None
     """`erase_policy.json` beside a local model's weights: the pruning that suits it."""
+    bins_file: Path | None = None
+    """`erase_bins.json` there: revision 1 calibrated for this model, where another policy suits it better."""
+
+    @property
+    def own_policies(self) -> dict[str, Path]:
+        """The policy files beside the weights, by the names that requests and options have for them."""
+        files = {self.name: self.policy_file, f"{self.name}-bins": self.bins_file}
+        return {name: file for name, file in files.items() if file is not None}
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +130,9 @@ def load_model(
     if tokenizer.chat_template is None:
         raise ModelLoadError(f"the tokenizer of {source!r} has no chat template, so questions cannot be put to it")
     model.eval().requires_grad_(False)
-    policy_file = path / POLICY_FILE if local else None
+    policy_file, bins_file = (
+        path / name if local and (path / name).is_file() else None for name in (POLICY_FILE, BINS_FILE)
+    )
     return LoadedModel(
         name=source if source == DEMO or not local else path.resolve().name,
         revision=str(revision) if not local else fingerprint(path) if weights else "",
@@ -130,7 +141,8 @@ def load_model(
         tokenizer=tokenizer,
         text_tokenizer=deepcopy(tokenizer),
         image_processor=image_processor,
-        policy_file=policy_file if policy_file and policy_file.is_file() else None,
+        policy_file=policy_file,
+        bins_file=bins_file,
     )
 
 
@@ -144,13 +156,13 @@ def _with_weights(source: str, location: str, settings: dict[str, Any]) -> Any:
 
 
 def fingerprint(folder: Path) -> str:
-    """Name of a local model's content: a hash of its files, but for the policy, which says nothing about the model.
+    """Name of a local model's content: a hash of its files, but for its policies, which say nothing about the model.
 
     A file above 512 MiB is sampled, one MiB of each of its 512 parts, to keep starts short.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.name == POLICY_FILE or file.suffix not in {".json", ".jinja", ".safetensors", ".txt"}:
+        if file.name in {POLICY_FILE, BINS_FILE} or file.suffix not in {".json", ".jinja", ".safetensors", ".txt"}:
             continue
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())

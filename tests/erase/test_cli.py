@@ -30,7 +30,7 @@ ON_STARTER = ("--model", STARTER)
 SAMPLES = STARTER / "samples"
 PAGE, QUESTION = str(SAMPLES / "sample-3.png"), "what is page ?"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "command-line.md"
-K, S1, S2 = Fate.KEPT, Fate.DROPPED_BY_STAGE1, Fate.DROPPED_BY_STAGE2
+K, S1, S2 = Fate.KEPT, Fate.DROPPED_BEFORE, Fate.DROPPED_INSIDE
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ class TestAsk:
     def test_the_answer_goes_to_standard_output_and_the_figures_to_standard_error(self, starter):
         code, out, err = starter("ask", PAGE, QUESTION)
         assert (code, out) == (0, "2389\n")
-        assert "64 in, 38 after stage 1, 25 kept" in err
+        assert "64 in, 38 into the decoder, 25 kept" in err
         assert "31.5 vision tokens" in err
         assert "asked for 0.40, reached 0.39 final; 0.49 averaged over layers" in err
         assert re.search(r"prefill FLOPs +44% saved", err)
@@ -144,8 +144,9 @@ class TestPolicies:
     def test_auto_is_the_models_own_and_else_the_architectures(self, command, folder):
         assert self.policy_of(command, "--model", folder) == ("model", 0.4)
         assert self.policy_of(command, "--model", folder, "--policy", "model") == ("model", 0.4)
-        (folder / "erase_policy.json").unlink()
+        (folder / "erase_policy.json").rename(folder / "erase_bins.json")
         assert self.policy_of(command, "--model", folder) == ("qwen2.5-vl-7b", 0.25)
+        assert self.policy_of(command, "--model", folder, "--policy", "model-bins") == ("model-bins", 0.4)
 
     def test_presets_and_files_are_taken_by_name_and_the_dial_turns_them(self, starter, tmp_path):
         assert self.policy_of(starter, "--policy", "qwen3-vl-8b") == ("qwen3-vl-8b", 0.25)
@@ -190,7 +191,7 @@ class TestInspect:
         code, out, _ = starter("inspect", PAGE, QUESTION)
         assert code == 0
         assert re.search(r"answer +2389", out)
-        assert "█ kept  ▒ dropped by stage 2  · by stage 1" in out
+        assert "█ kept  ▒ dropped inside the decoder  · before it" in out
         drawn = [line[-16:] for line in out.splitlines()[-8:]]
         counted = {sign: sum(line.count(sign) for line in drawn) for sign in "█▒·"}
         assert counted == {"█": 2 * 25, "▒": 2 * 13, "·": 2 * 26}
@@ -342,7 +343,7 @@ class TestFailures:
             (("ask", PAGE, "?", "--model", "./nowhere"), "no model folder at './nowhere'"),
             (("ask", PAGE, "?", "--model", "org/name"), "needs a revision"),
             (("ask", PAGE, "?", "--device", "tpu"), "expected auto, cpu, cuda or cuda:N"),
-            (("ask", PAGE, "?", "--policy", "best"), "--policy best: expected auto, none, demo, distinct, "),
+            (("ask", PAGE, "?", "--policy", "best"), "--policy best: expected auto, none, demo, demo-bins, distinct, "),
             (("ask", PAGE, "?", "--policy", PAGE), "is not JSON"),
             (("ask", PAGE, "?", "--retention", "0"), "must be above 0 and at most 1"),
             (("ask", PAGE, "?", "--max-tokens", "0"), "max_tokens must be at least 1"),

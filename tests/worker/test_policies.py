@@ -55,6 +55,11 @@ class TestBook:
         assert book(loaded).default == "starter-model"
         assert book(loaded).policies["starter-model"] == OWN
 
+    def test_bins_beside_another_policy_can_be_asked_for(self, loaded: LoadedModel) -> None:
+        made = book(replace(loaded, bins_file=loaded.policy_file))
+        assert made.default == "starter-model"
+        assert made.plan(request(policy="starter-model-bins"), loaded).policy == "starter-model-bins"
+
     def test_auto_without_an_own_policy_is_the_architectures_preset(self, loaded: LoadedModel) -> None:
         made = book(replace(loaded, policy_file=None, name="some-model"))
         assert made.default == PRESET == loaded.adapter.default_preset

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
+from erase import BinnedPolicy, DistinctPolicy, load_policy
 from erase.errors import UnsupportedError
 from erase.models import loading
 from erase.models.loading import DEMO_FOLDER, ModelLoadError, fingerprint, load_model
@@ -43,7 +44,7 @@ def test_a_model_loads_ready_to_run(demo):
     assert demo.eos_tokens == {2}
     assert demo.context_length == 4096
     assert demo.revision == fingerprint(STARTER)
-    assert demo.policy_file == STARTER / "erase_policy.json"
+    assert (demo.policy_file, demo.bins_file) == (STARTER / "erase_policy.json", None)
 
 
 def test_without_a_source_it_is_the_bundled_model_under_the_name_demo():
@@ -51,7 +52,11 @@ def test_without_a_source_it_is_the_bundled_model_under_the_name_demo():
     assert (bundled.name, bundled.dtype, bundled.device.type) == ("demo", torch.float32, "cpu")
     assert bundled.eos_tokens
     assert bundled.revision == fingerprint(DEMO_FOLDER)
-    assert bundled.policy_file == DEMO_FOLDER / "erase_policy.json"
+    assert bundled.own_policies == {
+        "demo": DEMO_FOLDER / "erase_policy.json",
+        "demo-bins": DEMO_FOLDER / "erase_bins.json",
+    }
+    assert {type(load_policy(file)) for file in bundled.own_policies.values()} == {DistinctPolicy, BinnedPolicy}
 
 
 def test_images_are_resized_by_pillow_on_every_machine(demo):
@@ -61,7 +66,7 @@ def test_images_are_resized_by_pillow_on_every_machine(demo):
 def test_a_folder_loads_under_its_own_name(folder):
     (folder / "erase_policy.json").unlink()
     loaded = load_model(str(folder), device="cpu", dtype="bfloat16")
-    assert (loaded.name, loaded.dtype, loaded.policy_file) == ("model", torch.bfloat16, None)
+    assert (loaded.name, loaded.dtype, loaded.own_policies) == ("model", torch.bfloat16, {})
 
 
 @pytest.mark.parametrize(
@@ -171,8 +176,9 @@ def test_the_fingerprint_changes_with_any_weight(folder, demo, at):
     assert fingerprint(folder) != demo.revision
 
 
-def test_the_fingerprint_does_not_change_with_the_policy(folder, demo):
-    (folder / "erase_policy.json").write_text("{}")
+@pytest.mark.parametrize("name", ["erase_policy.json", "erase_bins.json"])
+def test_the_fingerprint_does_not_change_with_the_policies(folder, demo, name):
+    (folder / name).write_text("{}")
     assert fingerprint(folder) == demo.revision
 
 
