@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from service.processes import Child
 from tests.faults.corpus import mutated
-from tests.faults.forked import FastDeployment
 from tests.system.deployment import Deployment, bundled_questions
+from tests.system.forked import FastDeployment
 
 REFUSALS = {
     (413, "too-large"),

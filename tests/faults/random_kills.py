@@ -29,8 +29,8 @@ import redis
 from tqdm import tqdm
 
 from service.processes import Child
-from tests.faults.forked import FastDeployment
 from tests.system.deployment import Question, bundled_questions, free_port, until
+from tests.system.forked import FastDeployment
 from worker.contract import COUNTERS_KEY, OPEN_KEY, Outcome, job_key, owner_jobs_key
 from worker.ledger import read_events
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults.bad_images import ask_all
 from tests.faults.corpus import MUTATIONS, mutated, seeds
-from tests.faults.forked import FastDeployment
 from tests.system.deployment import bundled_questions
+from tests.system.forked import FastDeployment
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from service.processes import Child
-from tests.faults.forked import FastDeployment, ForkedWorker, is_stopped
 from tests.starter import STARTER
 from tests.system.deployment import FAST_RESCUE, Deployment, bundled_number, neighbour, until
+from tests.system.forked import FastDeployment, ForkedWorker, is_stopped
 from tests.system.test_kills import ask_async, assert_answered_once
 from worker.contract import OPEN_KEY, Priority, owner_jobs_key, queue_name
 from worker.failpoints import IN_SERVICE, IN_WORKER

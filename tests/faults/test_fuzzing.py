@@ -18,8 +18,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from service.app import create_app
-from tests.faults.forked import FastDeployment
 from tests.system.deployment import bundled_questions, until
+from tests.system.forked import FastDeployment
 from worker.settings import Settings
 
 EXAMPLES = int(os.environ.get("ERASE_FUZZ_EXAMPLES", "15"))

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.faults.forked import is_stopped
 from tests.faults.network import Line, Network
 from tests.starter import STARTER
 from tests.system.deployment import FAST_RESCUE, Deployment, bundled_number, neighbour, until
+from tests.system.forked import is_stopped
 from tests.system.test_kills import ask_async, assert_answered_once
 
 QUESTION = bundled_number(STARTER / "samples")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.starter import STARTER
 from tests.system.deployment import Deployment
+from tests.system.forked import FastDeployment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +34,7 @@ def make_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
     def make(**settings: str) -> Deployment:
         fast = {"ERASE_MODEL": str(STARTER)}
-        made.append(Deployment(tmp_path_factory.mktemp("deployment"), **fast | settings))
+        made.append(FastDeployment(tmp_path_factory.mktemp("deployment"), **fast | settings))
         return made[-1]
 
     yield make
