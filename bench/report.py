@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -135,7 +136,11 @@ def progress(text: str) -> None:
 
 
 def run_main(run: Callable[[argparse.Namespace], None], options: argparse.Namespace, known: type[Exception]) -> int:
-    """Run a benchmark; 0 on success, 1 when it failed with a `BenchmarkError` or an error of the kind `known`."""
+    """Run a benchmark; 0 on success, 1 when it failed with a `BenchmarkError` or an error of the kind `known`.
+
+    SIGTERM ends it as Ctrl-C does, with 130, so that no process that it started is left behind.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(options)
     except (BenchmarkError, known) as error:
@@ -143,6 +148,8 @@ def run_main(run: Callable[[argparse.Namespace], None], options: argparse.Namesp
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -1,16 +1,22 @@
 """The command behind the accuracy tables, on tiny ones."""
 
+import argparse
 import json
+import os
+import signal
 import sys
+import threading
 
 import pytest
 
 from bench import accuracy
 from bench.accuracy import TABLES, Table
 from bench.other_renderer import KINDS, draw
-from bench.report import BenchmarkError
+from bench.report import BenchmarkError, run_main
+from erase.errors import EraseError
 from erase.synthetic.generate import FAMILIES, sample
 from tests.starter import STARTER
+from tests.system.deployment import until
 
 BROKEN = [sys.executable, "-m", "erase", "inspect", "no-image.png", "--model"]
 SLEEPING = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -58,6 +64,21 @@ def test_a_part_that_fails_is_told_with_its_reason(tmp_path):
 def test_a_table_of_a_model_that_is_not_there_fails(tmp_path):
     with pytest.raises(BenchmarkError, match=r"part \d failed with 1"):
         accuracy.make(TINY, str(tmp_path / "no-model"), tmp_path, tmp_path / "out", parts=2)
+
+
+def test_a_terminated_benchmark_ends_its_parts(tmp_path):
+    file = tmp_path / "pid"
+    part = f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+
+    def terminated():
+        until(lambda: file.exists() and file.read_text(), what="the start of the part")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminated).start()
+    run = accuracy._run
+    assert run_main(lambda _: run([[sys.executable, "-c", part]], tmp_path), argparse.Namespace(), EraseError) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
 
 
 def test_an_unknown_table_is_refused(capsys):
