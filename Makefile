@@ -21,7 +21,8 @@ test: $(VENV)/.dev ## run all tests, the real stack included
 
 # What meets transformers itself: models, their images, pruning in their forward, and the engine beside their generate.
 MEETING := test_batches test_flash test_golden test_images test_pruning test_pruning_refusals test_vision_encoder \
-  engine/test_engine_answers engine/test_engine_architectures engine/test_engine_prefill engine/test_loading
+  engine/test_engine_answers engine/test_engine_architectures engine/test_engine_prefill engine/test_loading \
+  engine/test_other_models engine/test_own_methods engine/test_prompt
 .PHONY: test-oldest
 test-oldest: $(VENV)/.oldest ## run the library's tests that meet transformers with the oldest supported one
 	@PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest $(BESIDE) $(MEETING:%=tests/erase/%.py)

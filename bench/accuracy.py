@@ -27,7 +27,8 @@ from erase.synthetic.generate import FAMILIES, VERSION
 
 AGAINST = "erase-distinct"
 RESULTS = ("results.json", "results.md", "results.png")
-_LEADING = "erase-1,erase-2,erase-2-exact,erase-distinct,random,downsample,fastv,sparsevlm,visionzip,divprune,vispruner"
+# Ours, the best other methods and what everybody knows: drawn for one question, whether the ranking holds.
+_SOME = "erase-1,erase-2,erase-2-exact,erase-distinct,random,downsample,fastv,sparsevlm,visionzip,divprune,vispruner"
 _LAST_LINES = 5
 _LOOK_S = 0.5
 
@@ -58,7 +59,7 @@ TABLES = (
     Table("retentions", (1000, 1300), 13, (0.5, 0.25, 0.15, 0.1)),
     Table("576-tokens", (576, 576), 13, (0.15,)),
     Table("144-tokens", (144, 144), 13, (0.15,)),
-    Table("other-renderer", other_renderer.CELLS, 16, (0.15,), _LEADING, other=True),
+    Table("other-renderer", other_renderer.CELLS, 16, (0.15,), _SOME, other=True),
 )
 """The headline has at least 1,000 questions, the others at least 400."""
 

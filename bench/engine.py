@@ -309,7 +309,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model_arguments(parser)
-    parser.add_argument("--retention", type=fractions, default="0.15,0.25,0.5", help="final retentions to compare")
+    parser.add_argument(
+        "--retention", type=fractions, default="0.15,0.25,0.5", help="values of the policy's dial to compare"
+    )
     parser.add_argument(
         "--vision-tokens",
         type=positive,

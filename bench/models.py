@@ -107,6 +107,7 @@ def random_model(shape: str, device: str, dtype: str) -> LoadedModel:
         text_tokenizer=deepcopy(tokenizer),
         image_processor=AutoImageProcessor.from_pretrained(str(DEMO_FOLDER), backend="pil", size=limits),
         policy_file=None,
+        bins_file=None,
     )
 
 

@@ -1,6 +1,6 @@
 """Question-answer images from another renderer than the demo model learned from: does a ranking of methods hold there?
 
-    python -m bench.other_renderer .erase/other --images 20
+    python -m bench.other_renderer .erase/other --images 16
     erase evaluate .erase/other --out .erase/other-answers
 
 Drawn by matplotlib with its own fonts and layouts, with the words and questions of `erase.synthetic`, which the demo

@@ -19,6 +19,8 @@ import torch
 import transformers
 from scipy import stats
 
+from erase.errors import EngineError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DASH = "-"
 
@@ -144,7 +146,8 @@ def run_main(run: Callable[[argparse.Namespace], None], options: argparse.Namesp
     try:
         run(options)
     except (BenchmarkError, known) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        what = error.whole if isinstance(error, EngineError) else error
+        print(f"error: {what}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=positive, default=3, help="measured runs per side")
     parser.add_argument("--unloaded-requests", type=positive, default=24, help="per side, for the overhead")
     parser.add_argument("--policy", help="pruning policy by name; default: the deployment's")
-    parser.add_argument("--retention", type=fraction, help="final retention; default: the policy's")
+    parser.add_argument("--retention", type=fraction, help="turns the policy's dial; default: the policy's own")
     parser.add_argument("--output-tokens", type=positive, default=16, help="longest answer")
     parser.add_argument(
         "--vision-tokens", type=positive, help="ask about procedural pages of this size instead of the bundled samples"

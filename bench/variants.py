@@ -31,6 +31,7 @@ from erase.evaluation import Contest, Contestant, Part, evaluate, summarise
 from erase.evaluation.report import markdown
 from erase.evaluation.summary import NONE
 from erase.methods.base import Architecture, Method, Preselection, ScoreContext
+from erase.methods.baselines.cdpruner import most_probable
 from erase.methods.budget import BudgetMethod
 from erase.methods.distinct import DistinctMethod
 from erase.methods.none import NoPruning
@@ -56,7 +57,7 @@ class EarlyDistinct(BudgetMethod):
         attention = context.attention()
         spread = (attention.max() - attention.min()).clamp(min=1e-9)
         relevance = RELEVANCE_FLOOR + (attention - attention.min()) / spread
-        return _determinantal(_directions(context) * relevance[:, None], context.cut.keep).sort().values
+        return most_probable(_directions(context) * relevance[:, None], context.cut.keep).sort().values
 
 
 class AllCells(DistinctMethod):
@@ -220,20 +221,6 @@ def _directions(context: ScoreContext) -> Tensor:
     if context.encoded is None:
         raise InputError("variants look at the encoder's output, which is not there")
     return functional.normalize(context.encoded.features[context.survivors].float(), dim=-1)
-
-
-def _determinantal(rows: Tensor, count: int) -> Tensor:
-    """int64 [count]: greedily the rows [n, d] that span the largest volume."""
-    kernel = rows @ rows.T
-    gain = kernel.diagonal().clone()
-    basis = torch.zeros(count, len(rows))
-    chosen = torch.empty(count, dtype=torch.int64)
-    for number in range(count):
-        own = chosen[number] = gain.argmax()
-        basis[number] = (kernel[own] - basis[:number, own] @ basis[:number]) / gain[own].clamp(min=1e-12).sqrt()
-        gain = gain - basis[number] ** 2
-        gain[chosen[: number + 1]] = -float("inf")
-    return chosen
 
 
 def _patches(image: Tensor, side: int, merge: int, frames: int) -> Tensor:

@@ -3,7 +3,7 @@
 EraseError
 ├── PolicyError       (also ValueError)  a policy, a preset name or a policy file is wrong
 ├── InputError        (also ValueError)  the arguments or tensors given are wrong or incomplete
-├── EngineError                          the engine could not finish a sequence
+├── EngineError                          the engine could not finish a sequence (`erase.engine` has its kinds)
 └── UnsupportedError                     right, but not something that can be pruned correctly: a model, an input or a
                                          generation mode
 """
@@ -31,6 +31,11 @@ class EngineError(EraseError):
     The message may be shown to clients; `reason` is what went wrong inside, for those who run the model.
     """
 
-    def __init__(self, message: str = "", reason: str = "") -> None:
+    def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+    @property
+    def whole(self) -> str:
+        """Message and reason."""
+        return f"{self} ({self.reason})" if self.reason else str(self)

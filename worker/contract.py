@@ -221,7 +221,10 @@ class Plan(Frozen):
 
 
 class VisionTokens(Frozen):
-    """Vision tokens of a request by stage, summed over its images; `layer_average` is a mean over decoder layers."""
+    """Vision tokens of a request by stage, summed over its images.
+
+    `after_stage1` enter the decoder; `layer_average` is a mean over its layers.
+    """
 
     input: int
     after_stage1: int

@@ -111,7 +111,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on CPU"
     )
-    policy: str = Field("auto", description="default pruning: auto, none, a preset's name or a policy file")
+    policy: str = Field(
+        "auto",
+        description="default pruning: auto, none, the model's own (NAME, NAME-bins), a preset's name or a policy file",
+    )
     retention: Annotated[float | None, Field(gt=0, le=1)] = Field(None, description="replaces the policy's dial")
     retention_floor: Annotated[float | None, Field(gt=0, le=1)] = Field(
         None, description="lowest retention under overload, for requests that name none; empty: never lowered"

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(options.command, error, MISUSED)
     except EngineError as error:
-        return _complain(options.command, f"{error} ({error.reason})" if error.reason else error, FAILED)
+        return _complain(options.command, error.whole, FAILED)
     except EraseError as error:
         return _complain(options.command, error, FAILED)
     except BrokenPipeError:  # whoever reads, `head` perhaps, has seen enough; let the flush at exit not fail again

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 def _rows(policy: str, asked: Asked, figures: Pruned, flops: PrefillFlops) -> dict[str, str]:
     phases = asked.result.times
     return {
-        "vision tokens": f"{figures.tokens} in, {figures.after_stage1} into the decoder, {figures.kept} kept",
+        "vision tokens": f"{figures.tokens} in, {figures.entering} into the decoder, {figures.kept} kept",
         "layer average": f"{figures.layer_average:.1f} vision tokens",
         "retention": _retention_in_words(figures),
         "prefill FLOPs": f"{percent(1 - flops.pruned / flops.unpruned)} saved",

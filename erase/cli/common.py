@@ -59,7 +59,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_policy_options(parser: argparse.ArgumentParser) -> None:
     """--policy and --retention."""
     parser.add_argument(
-        "--policy", default=AUTO, help="auto, none, a preset's name or a policy file (default: %(default)s)"
+        "--policy",
+        default=AUTO,
+        help="auto, none, the model's own (NAME, NAME-bins), a preset's name or a policy file (default: %(default)s)",
     )
     parser.add_argument(
         "--retention", type=float, metavar="R", help="replaces the policy's dial, above 0 and at most 1"

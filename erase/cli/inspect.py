@@ -99,8 +99,8 @@ def _rows(
         "policy": name,
         "stage 1 keeps": f"{len(selection.kept)} of {figures.tokens}",
     }
-    if figures.after_stage1 != len(selection.kept):
-        described["decoder gets"] = f"{figures.after_stage1} of these"
+    if figures.entering != len(selection.kept):
+        described["decoder gets"] = f"{figures.entering} of these"
     for number, cut in enumerate(figures.cuts, 1):
         label = "stage 2 keeps" if len(figures.cuts) == 1 else f"cut {number} keeps"
         described[label] = f"{cut.kept}, after {cut.after_layers} of {len(figures.per_layer)} layers"

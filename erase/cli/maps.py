@@ -33,7 +33,7 @@ def maps(entropy: Sequence[float], fate: Sequence[Fate], columns: int, *, asked:
     shades, signs = (SHADES, SIGNS) if fancy else (PLAIN_SHADES, PLAIN_SIGNS)
     left = [_scale(entropy, shades), *_lines(_shaded(entropy, shades), columns, wide)]
     kept, inside, before = (signs[one] for one in (Fate.KEPT, Fate.DROPPED_INSIDE, Fate.DROPPED_BEFORE))
-    legend = f"{kept} kept  {before} dropped before {inside} in the decoder" if asked else f"{kept} kept by stage 1"
+    legend = f"{kept} kept  {before} dropped before, {inside} in the decoder" if asked else f"{kept} kept by stage 1"
     right = [legend, *_lines([signs[one] for one in fate], columns, wide)]
     across = max(map(len, left))
     if across + len(GAP) + max(map(len, right)) <= room:

@@ -68,7 +68,8 @@ class Pruned:
     """
 
     tokens: int
-    after_stage1: int
+    entering: int
+    """Into the decoder."""
     kept: int
     per_layer: tuple[int, ...]
     cuts: tuple[PlannedCut, ...]
@@ -99,7 +100,7 @@ class Pruned:
         return {
             "vision_tokens": {
                 "input": self.tokens,
-                "after_stage1": self.after_stage1,
+                "after_stage1": self.entering,
                 "kept": self.kept,
                 "layer_average": round(self.layer_average, 2),
             },
@@ -118,14 +119,14 @@ def pruned(loaded: LoadedModel, method: Method, preselection: Preselection) -> P
     """What a method does to a prompt with these images."""
     architecture = loaded.adapter.architecture
     plan = method.plan(preselection, architecture)
-    after_stage1 = entering(len(preselection.kept), plan)
+    enter = entering(len(preselection.kept), plan)
     cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in plan if cut.after_layers)
     counts = [(cut.after_layers, cut.kept) for cut in cuts]
     return Pruned(
         tokens=preselection.tokens,
-        after_stage1=after_stage1,
-        kept=cuts[-1].kept if cuts else after_stage1,
-        per_layer=tuple(vision_tokens_per_layer(after_stage1, counts, architecture.depth)),
+        entering=enter,
+        kept=cuts[-1].kept if cuts else enter,
+        per_layer=tuple(vision_tokens_per_layer(enter, counts, architecture.depth)),
         cuts=cuts,
         requested=method.requested,
         measure=method.measure,

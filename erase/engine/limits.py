@@ -26,7 +26,7 @@ class EngineLimits:
 
     Attributes:
         max_running: sequences in prefill and decode together.
-        max_prefill_tokens: prompt tokens, after stage 1, of prompts that are prefilled together.
+        max_prefill_tokens: prompt tokens that enter the decoder, of prompts that are prefilled together.
         min_vision_tokens: vision tokens of an unpruned prompt below which stage 2 is left out: with so few it costs
             more than it saves.
         context_length: cap of prompt and answer, below the model's own.

@@ -134,7 +134,7 @@ class Prefill:
     def _pack(
         self, sequences: List[Sequence], features: List[VisionFeatures], caches: List[SequenceCache]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of all prompts after stage 1, one behind the other: states [R, d] and rotations [R, head_dim]."""
+        """Rows that enter the decoder, all prompts one behind the other: states [R, d] and rotations [R, head_dim]."""
         adapter, device = self._adapter, self._device
         hidden, positions = [], []
         offset = 0

@@ -14,8 +14,8 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 class Candidate:
     """What admission needs to know of a sequence.
 
-    `pruned_length` is its prompt in tokens after stage 1, `cache_rows` what it takes of the pool of caches at first;
-    `alone` says that it must share the engine with nobody.
+    `pruned_length` is how many of its tokens enter the decoder, `cache_rows` what it takes of the pool of caches at
+    first; `alone` says that it must share the engine with nobody.
     """
 
     pruned_length: int

@@ -68,7 +68,7 @@ def contest(
     """The named methods with their dials turned.
 
     Args:
-        names: of `ERASE`, `BASELINES`, presets, or policy files.
+        names: of `ERASE`, `BASELINES`, the model's own policies, presets, or policy files.
         measure: what to hold equal.
         target: the share of vision tokens to keep, on average over `images`.
         loaded: the model.
@@ -120,7 +120,7 @@ def _baseline(
 
 
 def named_policy(name: str, loaded: LoadedModel) -> Policy:
-    """ERASE's revisions (1: the model's own bins if it has some), what goes beyond them, a preset or a policy file.
+    """ERASE's revisions (1: with the model's bins if it has some) and beyond, the model's policies, a preset, a file.
 
     Raises:
         PolicyError: an unknown name.
@@ -129,21 +129,20 @@ def named_policy(name: str, loaded: LoadedModel) -> Policy:
         return preset("distinct")
     if name in ERASE:
         scoring: Scoring = "exact" if name.endswith("-exact") else "reference"
-        first = name.startswith("erase-1")
-        if first:
+        if name.startswith("erase-1"):
             return replace(_bins(loaded), scoring=scoring)
         return BudgetPolicy(0.25, scoring=scoring)
     if name in preset_names():
         return preset(name)
     try:
-        return load_policy(name)
+        return load_policy(loaded.own_policies.get(name, name))
     except PolicyError as error:
-        known = ", ".join([*ERASE, *BASELINES, *preset_names()])
+        known = ", ".join([*ERASE, *BASELINES, *loaded.own_policies, *preset_names()])
         raise PolicyError(f"there is no method {name!r}; known: {known}, or the path of a policy file") from error
 
 
 def _bins(loaded: LoadedModel) -> BinnedPolicy:
-    own = (load_policy(file) for file in (loaded.policy_file, loaded.bins_file) if file is not None)
+    own = (load_policy(file) for file in (loaded.bins_file, loaded.policy_file) if file is not None)
     for policy in (*own, preset(loaded.adapter.default_preset)):
         if isinstance(policy, BinnedPolicy):
             return policy

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import variants
-from bench.variants import BeforeEncoder, _determinantal, _patches
+from bench.variants import BeforeEncoder, _patches
 from erase.methods import method_for
 from erase.methods.base import Cut, EncodedPrompt, Preselection, ScoreContext
 from erase.models.loading import load_model
@@ -61,12 +61,6 @@ def test_merging_averages_what_is_dropped_into_what_it_is_most_like():
     states = torch.tensor([[2.0], [5.0], [4.0]])
     merged = method.merge(context(2, torch.arange(3), features, states), torch.tensor([0, 1]))
     assert merged.tolist() == [[3.0], [5.0]]
-
-
-def test_the_largest_volume_is_chosen_greedily():
-    # The longest row first; the second in its direction adds nothing.
-    rows = torch.tensor([[3.0, 0.0], [2.9, 0.0], [0.5, 1.0], [0.0, 0.5]])
-    assert _determinantal(rows, 2).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("retention", [0.3, 0.15])

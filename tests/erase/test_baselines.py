@@ -350,6 +350,14 @@ class TestCDPruner:
         rest = torch.ones(700, dtype=torch.bool).index_fill(0, chosen[:24], False).nonzero().squeeze(1)
         assert chosen[24:48].tolist() == rest[most_probable(rows[rest], 24)].tolist()
 
+    @pytest.mark.parametrize(
+        "rows", [torch.zeros(6, 3), torch.ones(6, 3), torch.eye(6)], ids=["zero", "equal", "unlike"]
+    )
+    @pytest.mark.parametrize("keep", [1, 4, 6])
+    def test_none_is_chosen_twice_whatever_the_tokens(self, rows, keep):
+        chosen = most_probable(rows, keep).tolist()
+        assert len(set(chosen) & set(range(6))) == keep
+
     def test_relevant_ones_come_first_but_not_what_repeats_them(self):
         features = torch.tensor([[1.0, 0.0, 0.0], [0.999, 0.04, 0.0], [0.7, 0.7, 0.0], [0.0, 0.0, 1.0]])
         question = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])

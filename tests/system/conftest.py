@@ -1,4 +1,4 @@
-"""One deployment for the tests that only ask; tests that kill things make their own."""
+"""One deployment for the tests that only ask; tests that kill things make their own, whose workers are forked."""
 
 from __future__ import annotations
 

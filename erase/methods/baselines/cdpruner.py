@@ -11,7 +11,10 @@ _SMALLEST = 1e-6
 
 
 class CDPruner(PerImage):
-    """Greedy search for the most probable set; relevance is the cosine to the mean of the question's embeddings."""
+    """Greedy search for the most probable set; relevance is the cosine to the mean of the question's embeddings.
+
+    Where the paper's search has nothing left to tell the rest apart, ours begins anew with it.
+    """
 
     name = "cdpruner"
 

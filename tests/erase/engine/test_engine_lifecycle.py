@@ -323,12 +323,13 @@ def test_a_device_that_has_failed_ends_the_engine_and_no_sequence_is_blamed(endl
         assert not engine.alive
 
 
-def test_errors_tell_nothing_of_the_inside(endless, samples, pruned):
+def test_errors_tell_clients_nothing_of_the_inside(endless, samples, pruned):
     with running(endless) as engine:
         handle = engine.submit(ask(endless, "what ?", [samples[0].image], method=Failing(pruned)))
         with pytest.raises(EngineError) as caught:
             handle.result()
     assert "no scores" not in str(caught.value)
+    assert caught.value.whole == f"{caught.value} ({handle.sequence_id}, {Failing.name}: no scores)"
 
 
 def test_several_threads_can_wait_for_one_result(endless):

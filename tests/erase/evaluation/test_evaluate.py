@@ -71,8 +71,12 @@ class TestContests:
         own = named_policy("erase-1-exact", loaded)
         assert isinstance(own, BinnedPolicy)
         assert own == replace(erase.load_policy(STARTER / "erase_policy.json"), scoring="exact")
-        own_bins = replace(loaded, policy_file=None, bins_file=loaded.policy_file)
-        assert named_policy("erase-1", own_bins) == erase.load_policy(STARTER / "erase_policy.json")
+        bins = erase.load_policy(STARTER / "erase_policy.json")
+        assert named_policy("starter-model", loaded) == bins
+        erase.save_policy(bins.with_retention(0.9), tmp_path / "own.json")
+        with_bins = replace(loaded, policy_file=tmp_path / "own.json", bins_file=loaded.policy_file)
+        assert named_policy("erase-1", with_bins) == named_policy("starter-model-bins", with_bins) == bins
+        assert named_policy("starter-model", with_bins) == bins.with_retention(0.9)
         without = replace(loaded, policy_file=None)
         assert named_policy("erase-1", without) == erase.preset("qwen2.5-vl-7b")
         assert named_policy("erase-2", loaded) == BudgetPolicy(0.25)
