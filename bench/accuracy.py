@@ -28,14 +28,14 @@ from erase.synthetic.generate import FAMILIES, VERSION
 AGAINST = "erase-distinct"
 RESULTS = ("results.json", "results.md", "results.png")
 # Ours, the best other methods and what everybody knows: drawn for one question, whether the ranking holds.
-_SOME = "erase-1,erase-2,erase-2-exact,erase-distinct,random,downsample,fastv,sparsevlm,visionzip,divprune,vispruner"
+_SOME = "erase-1,erase-2,erase-2-exact,erase-distinct,downsample,sparsevlm,visionzip,divprune,vispruner"
 _LAST_LINES = 5
 _LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `images` per family of so many vision tokens each, the retentions to compare at, and who takes part.
+    """A table: `images` per family of so many vision tokens each, what to compare at, and who takes part.
 
     Tables with images of the same size share the answers of methods whose dial is not turned. `other` draws them with
     `bench.other_renderer`.
@@ -46,6 +46,7 @@ class Table:
     images: int
     retentions: tuple[float, ...]
     methods: str = "all"
+    measures: str = "final,layer_average"
     other: bool = False
 
     @property
@@ -59,7 +60,7 @@ TABLES = (
     Table("retentions", (1000, 1300), 13, (0.5, 0.25, 0.15, 0.1)),
     Table("576-tokens", (576, 576), 13, (0.15,)),
     Table("144-tokens", (144, 144), 13, (0.15,)),
-    Table("other-renderer", other_renderer.CELLS, 16, (0.15,), _SOME, other=True),
+    Table("other-renderer", other_renderer.CELLS, 16, (0.15,), _SOME, "layer_average", other=True),
 )
 """The headline has at least 1,000 questions, the others at least 400."""
 
@@ -74,6 +75,7 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
     answers = work / "answers" / table.size
     command = [sys.executable, "-m", "erase", "evaluate", str(data), "--out", str(answers), "--model", model]
     command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--methods", table.methods]
+    command += ["--measures", table.measures]
     command += ["--against", AGAINST]
     progress(f"{table.name}: asking in {parts} part{'s' if parts > 1 else ''}")
     if parts > 1:
