@@ -27,7 +27,7 @@ from erase.synthetic.generate import FAMILIES, VERSION
 
 AGAINST = "erase-distinct"
 RESULTS = ("results.json", "results.md", "results.png")
-# Ours, the best other methods and what everybody knows: drawn for one question, whether the ranking holds.
+# Ours, some of the best other methods and a smaller image: enough to see whether the ranking holds.
 _SOME = "erase-1,erase-2,erase-2-exact,erase-distinct,downsample,sparsevlm,visionzip,divprune,vispruner"
 _LAST_LINES = 5
 _LOOK_S = 0.5

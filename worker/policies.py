@@ -105,7 +105,7 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
     policies |= {name: load_policy(file) for name, file in loaded.own_policies.items()}
     default = settings.policy
     if default == "auto":
-        default = loaded.name if loaded.policy_file else loaded.adapter.default_preset
+        default = loaded.default_policy
     elif default != NONE and default not in policies:
         file = Path(default)
         if not file.is_file():

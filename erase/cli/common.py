@@ -91,7 +91,7 @@ def choose_policy(options: argparse.Namespace, loaded: LoadedModel) -> ChosenPol
         return ChosenPolicy(NONE, None)
     own = loaded.own_policies
     if name == AUTO:
-        name = loaded.name if loaded.policy_file else loaded.adapter.default_preset
+        name = loaded.default_policy
     if name in own:
         policy = load_policy(own[name])
     elif name in preset_names():

@@ -51,6 +51,11 @@ class LoadedModel:
     """`erase_bins.json` there: revision 1 calibrated for this model, where another policy suits it better."""
 
     @property
+    def default_policy(self) -> str:
+        """Name of the policy for who names none: the model's own, else the one published for its architecture."""
+        return self.name if self.policy_file else self.adapter.default_preset
+
+    @property
     def own_policies(self) -> dict[str, Path]:
         """The policy files beside the weights, by the names that requests and options have for them."""
         files = {self.name: self.policy_file, f"{self.name}-bins": self.bins_file}

@@ -61,6 +61,11 @@ def test_a_part_that_fails_is_told_with_its_reason(tmp_path):
         accuracy._run([SLEEPING, [*BROKEN, str(tmp_path / "no-model")]], tmp_path)
 
 
+def test_a_table_of_a_model_that_is_not_there_fails(tmp_path):
+    with pytest.raises(BenchmarkError, match=r"part \d failed with 1"):
+        accuracy.make(TINY, str(tmp_path / "no-model"), tmp_path, tmp_path / "out", parts=2)
+
+
 def test_a_terminated_benchmark_ends_its_parts(tmp_path):
     file = tmp_path / "pid"
     part = f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(60)"

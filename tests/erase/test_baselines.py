@@ -343,6 +343,11 @@ class TestCDPruner:
                 volumes[other] = float(torch.linalg.det(kernel[own][:, own]))
             assert max(volumes, key=volumes.get) == best
 
+    def test_the_largest_volume_is_chosen_greedily(self):
+        # The longest row first; the second in its direction adds nothing.
+        rows = torch.tensor([[3.0, 0.0], [2.9, 0.0], [0.5, 1.0], [0.0, 0.5]])
+        assert most_probable(rows, 2).tolist() == [0, 2]
+
     def test_more_tokens_than_dimensions_are_chosen_in_rounds_and_none_twice(self):
         rows = torch.randn(700, 24, generator=torch.Generator().manual_seed(0))
         chosen = most_probable(rows, 350)

@@ -56,9 +56,7 @@ def check_run(model, case: GoldenCase):
     assert list(prompt.cache_lengths) == case.entry["cache_lengths"]
 
 
-@pytest.mark.parametrize("index", range(0, len(MANIFEST), 3))
-def test_where_nothing_is_pruned_the_stock_logits_come_bit_for_bit(golden, index):
-    golden_case = load_case(MANIFEST[index])
+def test_where_nothing_is_pruned_the_stock_logits_come_bit_for_bit(golden, golden_case):
     model, inputs = golden(golden_case.entry["model"]), golden_case.inputs
     stock, stock_forward = model.generate(**inputs, **GREEDY), model(**inputs)
     torch.testing.assert_close(torch.cat(stock.logits), golden_case.tensors["unpruned_logits"], rtol=0, atol=1e-4)

@@ -133,7 +133,7 @@ def test_a_long_run_of_arrivals_cancels_and_deadlines_leaks_nothing(endless, lon
     ends = Counter()
     with running(endless, recorder, cache_tokens=capacity, prefill_share=0.3, max_running=4) as engine:
         pending = deque()
-        for _ in range(90):
+        for _ in range(150):
             index = rng.randrange(len(questions))
             late = rng.random() < 0.1
             handle = engine.submit(
@@ -159,7 +159,7 @@ def test_a_long_run_of_arrivals_cancels_and_deadlines_leaks_nothing(endless, lon
         recorder.wait_for_load(lambda load: load == (0, 0, 0.0))
         assert engine._pool.used == 0
     assert recorder.preemptions > 0
-    assert ends["answered"] > 30
+    assert ends["answered"] > 60
     assert ends["CancelledError"] > 0
 
 
