@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 MEMORY_GOOD_FOR_S = 0.5
 COUNTS_GOOD_FOR_S = 0.05
+"""How long counts are believed that leave plenty of room."""
+REFUSALS_GOOD_FOR_S = 0.01
+"""How long counts are believed that leave none."""
+COMING_S = 1.0
+"""How long a question that was let in counts as good as open: whoever sends its body slowly keeps no place."""
 _MOST_SEEN = 1000
 RECOUNT_EVERY_S = 5.0
 """Between two looks whether counts that refuse somebody are right."""
@@ -52,6 +57,7 @@ class Admission:
         self._rates: RateLimiter | None = None
         self._recounted: dict[str, float] = {}
         self._seen: dict[str, _Seen] = {}
+        self._coming = _Coming()
 
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
@@ -67,20 +73,24 @@ class Admission:
             if not self._requests[caller.owner]:
                 del self._requests[caller.owner]
 
-    async def question(self, caller: Caller, headers: Headers, record: str) -> None:
+    async def question(self, caller: Caller, headers: Headers, record: str) -> ExitStack:
         """Admit a question with this idempotency record (or none), before its body is read.
 
+        It takes a place until what is returned is closed: when it ends, and at the latest when the ledger counts it.
         Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError` or `StorageFullError`, and `RedisError`.
         """
         await self._check_rate(caller)
         if await self._is_known_or_fits(caller, record):
-            return
+            return ExitStack()
         length = headers.get("content-length", "")
         try:
             await self._memory.check(int(length) if length.isdigit() else 0, self._settings.redis_headroom)
         except StorageFullError:
             if not record or not (await self._look(caller, record))[1]:
                 raise
+        place = ExitStack()
+        place.enter_context(self._coming.one(caller.owner))
+        return place
 
     async def take_memory(self, size: int) -> None:
         """These bytes will be stored in Redis. Raises `StorageFullError` unless they leave the headroom free."""
@@ -112,17 +122,20 @@ class Admission:
 
     async def _is_known_or_fits(self, caller: Caller, record: str) -> bool:
         """True for a question that already is a job: that one may always be attached to."""
-        seen = self._seen.get(caller.owner)
-        if seen is not None and time.monotonic() < seen.good_until and self._problem(caller, seen.doubled) is None:
+        age = math.inf if (seen := self._seen.get(caller.owner)) is None else time.monotonic() - seen.at
+        if seen is not None and age < COUNTS_GOOD_FOR_S and self._problem(caller, seen.doubled) is None:
             # With twice as much there was room a moment ago: `accept`, which counts exactly, need not be spared.
             return False
+        if seen is not None and age < REFUSALS_GOOD_FOR_S and not record and (full := self._problem(caller, seen)):
+            raise full
         seen, known = await self._look(caller, record)
         if known:
             return True
-        problem = self._problem(caller, seen)
-        if problem is not None and seen.open_jobs < self._settings.max_open_jobs and await self.recount(caller.owner):
+        by_counts_alone = self._problem(caller, seen, coming=False)
+        may_be_wrong = by_counts_alone is not None and seen.open_jobs < self._settings.max_open_jobs
+        if may_be_wrong and await self.recount(caller.owner):
             return False
-        if problem is not None:
+        if problem := by_counts_alone or self._problem(caller, seen):
             raise problem
         return False
 
@@ -133,17 +146,17 @@ class Admission:
         pipeline.scard(owner_open_key(caller.owner))
         pipeline.get(OPEN_PIXELS_KEY)
         known, open_jobs, own, pixels = await pipeline.execute()
-        seen = _Seen(time.monotonic() + COUNTS_GOOD_FOR_S, open_jobs, own, int(pixels or 0))
+        seen = _Seen(time.monotonic(), open_jobs, own, int(pixels or 0))
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()
         self._seen[caller.owner] = seen
         return seen, bool(record and known)
 
-    def _problem(self, caller: Caller, seen: _Seen) -> ServiceError | None:
+    def _problem(self, caller: Caller, seen: _Seen, *, coming: bool = True) -> ServiceError | None:
         settings, limit = self._settings, caller.limits.open_jobs
-        if seen.open_jobs >= settings.max_open_jobs:
+        if seen.open_jobs + (self._coming.all() if coming else 0) >= settings.max_open_jobs:
             return QueueFullError(JOBS_FULL)
-        if limit is not None and seen.own >= limit:
+        if limit is not None and seen.own + (self._coming.of(caller.owner) if coming else 0) >= limit:
             return OpenJobsLimitError(f"As many jobs of this key are open as it may have: {limit}.")
         if settings.max_open_pixels is not None and seen.pixels >= settings.max_open_pixels:
             return QueueFullError(PIXELS_FULL)
@@ -154,7 +167,7 @@ class Admission:
 class _Seen:
     """Counts of open jobs, their owner's and their pixels, as they were a moment ago."""
 
-    good_until: float
+    at: float
     open_jobs: int
     own: int
     pixels: int
@@ -162,7 +175,43 @@ class _Seen:
     @property
     def doubled(self) -> _Seen:
         """As if twice as much were open."""
-        return _Seen(self.good_until, 2 * self.open_jobs, 2 * self.own, 2 * self.pixels)
+        return _Seen(self.at, 2 * self.open_jobs, 2 * self.own, 2 * self.pixels)
+
+
+class _Coming:
+    """Questions that were let in and are not jobs yet: not counted, a rush would be refused after its bodies only."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, OrderedDict[object, float]] = {}
+
+    @contextmanager
+    def one(self, owner: str) -> Iterator[None]:
+        """Count a question of the owner while the block runs, but no longer than `COMING_S`."""
+        question = object()
+        self._since.setdefault(owner, OrderedDict())[question] = time.monotonic()
+        try:
+            yield
+        finally:
+            if (own := self._since.get(owner)) is not None:
+                own.pop(question, None)
+                self._tidy(owner, own)
+
+    def of(self, owner: str) -> int:
+        """How many are the owner's."""
+        own = self._since.get(owner, OrderedDict())
+        oldest = time.monotonic() - COMING_S
+        while own and next(iter(own.values())) < oldest:
+            own.popitem(last=False)
+        self._tidy(owner, own)
+        return len(own)
+
+    def all(self) -> int:
+        """How many there are."""
+        return sum(self.of(owner) for owner in list(self._since))
+
+    def _tidy(self, owner: str, own: Mapping[object, float]) -> None:
+        if not own:
+            self._since.pop(owner, None)
 
 
 JOBS_FULL = "As many jobs are open as this deployment allows."

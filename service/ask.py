@@ -53,9 +53,9 @@ _MOST_FIELDS = 64
 async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     """Answer in the response, in a stream of events, or later under `/v1/jobs/{id}`."""
     delivery = read_delivery(request.headers)
-    await runtime.admission.question(caller, request.headers, delivery.record(caller.owner))
-    question = await read_question(request, runtime.settings)
-    submission = await submit(runtime, request, caller, delivery, question)
+    with await runtime.admission.question(caller, request.headers, delivery.record(caller.owner)) as place:
+        question = await read_question(request, runtime.settings)
+        submission = await submit(runtime, request, caller, delivery, question, place)
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)

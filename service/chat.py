@@ -74,11 +74,11 @@ async def get_model(name: str, runtime: Process, caller: JobsCaller) -> Model:
 async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Response:
     """OpenAI's chat completion, or with `stream` its chunks; `erase` says what pruning saved."""
     delivery = read_delivery(request.headers).here_and_now()
-    await runtime.admission.question(caller, request.headers, delivery.record(caller.owner))
-    body = await _read_json(request)
-    chat, question = await asyncio.to_thread(parse_chat, body)
-    _check_model(chat.model, await runtime.workers.alive())
-    submission = await submit(runtime, request, caller, delivery, question)
+    with await runtime.admission.question(caller, request.headers, delivery.record(caller.owner)) as place:
+        body = await _read_json(request)
+        chat, question = await asyncio.to_thread(parse_chat, body)
+        _check_model(chat.model, await runtime.workers.alive())
+        submission = await submit(runtime, request, caller, delivery, question, place)
     job_id = submission.job_id
     watch = await submission.watch()
     if question.stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from fastapi import Request
@@ -49,20 +50,27 @@ class Submission:
             raise
 
 
-async def submit(runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask) -> Submission:
+async def submit(
+    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask, place: ExitStack
+) -> Submission:
     """Check the question, fetch its images, and accept it durably as a job, which wakes a worker.
 
+    It leaves its `place` before the ledger counts it: counted twice it would keep another one out.
     Raises what `prepare`, `ImageFetcher.fetch` and `accept_job` raise.
     """
     workers = await runtime.workers.alive()
     prepared = await asyncio.to_thread(prepare, ask, runtime.settings, workers)
     job = _new_job(runtime, request.scope["erase.request_id"], caller, delivery, prepared)
-    accepted = await attach_job(runtime, job) if job.idempotency_key else None
+    accepted = None
+    if job.idempotency_key:
+        place.close()
+        accepted = await attach_job(runtime, job)
     if accepted is None:
         if ask.remote:
             fetched = await runtime.fetcher.fetch(ask)
             prepared = await asyncio.to_thread(prepare, fetched, runtime.settings, workers)
             job = replace(job, request=prepared.request)
+        place.close()
         accepted = await accept_job(runtime, job, prepared.files)
     attached, job_id = accepted.status == "attached", accepted.subject
     request.scope["erase.job_id"] = job_id
@@ -74,6 +82,7 @@ async def submit(runtime: Runtime, request: Request, caller: Caller, delivery: D
 def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delivery, prepared: Prepared) -> NewJob:
     settings = runtime.settings
     waits = not delivery.respond_async or delivery.wait_s > 0
+    record = delivery.record(caller.owner)
     return NewJob(
         id=new_job_id(),
         owner=caller.owner,
@@ -87,8 +96,8 @@ def _new_job(runtime: Runtime, request_id: str, caller: Caller, delivery: Delive
         max_open_pixels=settings.max_open_pixels or 0,
         max_owner_open=caller.limits.open_jobs or 0,
         detached=delivery.respond_async,
-        idempotency_key=delivery.record(caller.owner),
-        body_hash=prepared.body_hash,
+        idempotency_key=record,
+        body_hash=prepared.body_hash if record else "",
         service=runtime.service_id if waits else "",
         request_id=request_id,
         wake=True,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from celery import Celery
 from kombu import Exchange, Queue
-from kombu.transport.redis import Channel
 
 from worker.contract import BROKER_TRANSPORT_OPTIONS, OLDEST_CONTRACT, Priority, queue_name, queue_task
 from worker.settings import Settings
@@ -26,9 +25,6 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         Priority.BATCH.value: settings.batch_slots,
     }
     queues = served_queues(settings)
-    # kombu must neither keep nor put back wake-ups: the sweeper does what is needed, and 5.7.0 ends the whole worker
-    # when it acknowledges or restores a message of a connection that was lost (seen with Redis restarted under load).
-    Channel.do_restore = False
     app = Celery("erase-worker", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -45,12 +41,12 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # Redis may refuse to write for a while: memory or disk full
+        broker_transport="worker.slots:SlotTransport",
         broker_transport_options=BROKER_TRANSPORT_OPTIONS
         | {
             "ack_emulation": False,
             "queue_order_strategy": "worker.slots:SlotCycle",
-            # A queue whose slots were full rejoins with the next fetch: keep the fetches short.
-            "polling_interval": 0.1,
+            "polling_interval": 0.1,  # a worker that ends waits for its fetch
         },
     )
 

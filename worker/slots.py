@@ -2,18 +2,26 @@
 
 kombu asks a *queue order strategy* which queues to fetch from next. Ours leaves out a queue whose jobs already fill its
 slots, counted from Celery's own set of unfinished requests, so that nothing can leak over a reconnect.
+
+A fetch blocks at Redis on the queues that it began with. One that left out a full queue is ended when the queue has a
+free slot again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from celery.worker import state
+from kombu.transport.redis import Channel, Transport
 from kombu.utils.scheduling import round_robin_cycle
+from redis.exceptions import NoPermissionError
 
 from worker.contract import queue_share
+
+log = logging.getLogger(__name__)
 
 
 class SlotCycle(round_robin_cycle):  # type: ignore[misc]
@@ -28,6 +36,64 @@ class SlotCycle(round_robin_cycle):  # type: ignore[misc]
         """The queues to fetch one message from, in order."""
         busy = held_by_share(state.reserved_requests)
         return [queue for queue in self.items[:n] if busy[queue_share(queue)] < self.slots.get(queue_share(queue), 1)]
+
+
+class SlotChannel(Channel):  # type: ignore[misc]
+    """kombu's channel, whose fetches can be ended."""
+
+    # kombu must neither keep nor put back wake-ups: the sweeper does what is needed, and 5.7.0 ends the whole worker
+    # when it acknowledges or restores a message of a connection that was lost (seen with Redis restarted under load).
+    do_restore = False
+
+    _fetched = 0
+    """How many queues the running fetch waits for."""
+    _left_out = 0
+    """How many queues it leaves out, until that is seen to have changed."""
+    _connection_id: tuple[Any, int] | None = None
+    """The socket of the fetches, and what Redis calls it."""
+    _may_unblock = True
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        self._fetched = len(self._queue_cycle.consume(len(self.active_queues)))
+        self._left_out = len(self.active_queues) - self._fetched
+        if self._fetched and self._left_out and self._may_unblock:
+            self._learn_connection_id()
+        super()._brpop_start(timeout)
+
+    def rejoin(self) -> None:
+        """End the running fetch if it left out a queue that has a free slot by now."""
+        if not (self._in_poll and self._left_out and self._may_unblock and self._connection_id):
+            return
+        if len(self._queue_cycle.consume(len(self.active_queues))) <= self._fetched:
+            return
+        self._left_out = 0
+        try:
+            with self.conn_or_acquire() as client:
+                client.client_unblock(self._connection_id[1])
+        except NoPermissionError:
+            self._may_unblock = False
+            log.warning("without the right to CLIENT UNBLOCK a free slot waits for the end of a fetch")
+
+    def _learn_connection_id(self) -> None:
+        connection = self.client.connection
+        if self._connection_id is None or self._connection_id[0] is not connection._sock:
+            connection.send_command("CLIENT", "ID")
+            self._connection_id = connection._sock, int(connection.read_response())
+
+
+class SlotTransport(Transport):  # type: ignore[misc]
+    """kombu's transport over Redis, with `SlotChannel`s."""
+
+    Channel = SlotChannel
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Also look, whenever the loop turns, whether a fetch is to be ended."""
+        super().register_with_event_loop(connection, loop)
+        loop.on_tick.add(self._rejoin)
+
+    def _rejoin(self) -> None:
+        for channel in self.cycle._channels:
+            channel.rejoin()
 
 
 def held_by_share(requests: Any) -> Counter[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 import redis
 
+from service import submission
 from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
 from worker.contract import OPEN_PIXELS_KEY, JobState, owner_open_key
+from worker.ledger import Accepted
 
 LATER = {"Prefer": "respond-async"}
 
@@ -36,6 +40,7 @@ def limited(redis_url: str, request: pytest.FixtureRequest) -> Iterator[Service]
 def fresh_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts are read for every question."""
     monkeypatch.setattr("service.admission.COUNTS_GOOD_FOR_S", 0.0)
+    monkeypatch.setattr("service.admission.REFUSALS_GOOD_FOR_S", 0.0)
 
 
 def limits(**settings: Any) -> pytest.MarkDecorator:
@@ -207,6 +212,92 @@ def test_a_refusal_comes_before_a_slow_upload_has_ended(limited: Service) -> Non
         )
         assert raw.recv(64).startswith(b"HTTP/1.1 503")
     assert time.perf_counter() - started < 2
+
+
+SLOW = b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
+
+
+@pytest.fixture
+def slow_uploads(limited: Service) -> Iterator[Callable[[], socket.socket]]:
+    """Begins a question whose body does not come."""
+    url = limited.http.base_url
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(_begin(url))
+
+
+def _begin(url: httpx.URL) -> socket.socket:
+    raw = socket.create_connection((url.host, url.port or 80), timeout=5)
+    raw.sendall(SLOW)
+    return raw
+
+
+@limits(max_open_jobs=3)
+def test_questions_on_their_way_take_a_place_so_that_a_rush_is_refused_before_its_bodies(
+    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.COMING_S", 60.0)
+    coming = limited.app.state.runtime.admission._coming
+    uploads = [slow_uploads() for _ in range(3)]
+    until(lambda: coming.all() == 3, "the uploads")
+    refused(limited.ask(headers=LATER), 503, "queue-full")
+    assert slow_uploads().recv(64).startswith(b"HTTP/1.1 503")
+    uploads[0].close()
+    until(lambda: coming.all() == 2, "the end of one")
+    assert limited.ask(headers=LATER).status_code == 202
+    refused(limited.ask(headers=LATER), 503, "queue-full")
+
+
+@limits(key_open_jobs=2)
+def test_a_question_never_counts_twice_on_its_way_and_in_the_ledger(
+    limited: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept_job = submission.accept_job
+
+    async def slow_to_notice(*arguments: Any) -> Accepted:
+        accepted = await accept_job(*arguments)
+        await asyncio.sleep(0.5)
+        return accepted
+
+    monkeypatch.setattr(submission, "accept_job", slow_to_notice)
+    first = limited.later(limited.ask, headers=LATER)
+    until(lambda: worker.client.scard(owner_open_key("anonymous")) == 1, "the first in the ledger")
+    assert limited.ask(headers=LATER).status_code == 202
+    assert first.result().status_code == 202
+
+
+@limits(key_open_jobs=1)
+def test_they_count_against_their_owner(
+    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.COMING_S", 60.0)
+    slow_uploads()
+    until(lambda: limited.app.state.runtime.admission._coming.all() == 1, "the upload")
+    refused(limited.ask(headers=LATER), 429, "open-jobs-limit")
+
+
+@limits(max_open_jobs=1)
+def test_a_slow_upload_keeps_its_place_for_a_moment_only(
+    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.COMING_S", 0.2)
+    slow_uploads()
+    until(lambda: limited.ask(headers=LATER).status_code == 202, "the upload's place")
+    assert limited.app.state.runtime.admission._coming._since == {}
+
+
+@limits(max_open_jobs=1)
+def test_a_full_deployment_is_not_asked_anew_for_every_refusal(
+    limited: Service, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.REFUSALS_GOOD_FOR_S", 60.0)
+    keyed = {**LATER, "Idempotency-Key": "a"}
+    first = limited.ask(headers=keyed)
+    refused(limited.ask(headers=LATER), 503, "queue-full")
+    redis_client.config_resetstat()
+    for _ in range(5):
+        refused(limited.ask(headers=LATER), 503, "queue-full")
+    assert "cmdstat_zcard" not in redis_client.info("commandstats")
+    assert limited.ask(headers=keyed).json()["id"] == first.json()["id"]
 
 
 def test_a_body_that_does_not_arrive_ends_with_its_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

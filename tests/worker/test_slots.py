@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -207,3 +209,36 @@ class TestRealWorker:
             door.set()
         until(lambda: len(floor.done) == 8, "everybody's end")
         assert (floor.most["interactive"], floor.most["batch"]) == (2, 1)
+
+    def test_a_slot_that_becomes_free_is_filled_at_once(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also while a fetch for the batch queue, which began when the other was full, still blocks at Redis."""
+        assert statistics.median(self.gaps(redis_url, 16, monkeypatch)) < 0.05
+
+    def test_without_the_right_to_end_a_fetch_a_slot_is_filled_later(
+        self, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        warnings: list[str] = []
+        monkeypatch.setattr("worker.slots.log.warning", warnings.append)
+        redis_client.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "&*", "+@all", "-client|unblock")
+        gaps = self.gaps(redis_url.replace("redis://", "redis://weak:secret@"), 5, monkeypatch)
+        assert len(gaps) == 4
+        assert len(warnings) == 1
+
+    @staticmethod
+    def gaps(redis_url: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """Seconds between the end of a job and the begin of the next, in the only interactive slot of a worker."""
+        monkeypatch.setattr(SlotCycle, "slots", {})
+        begun: list[float] = []
+        ended: list[float] = []
+
+        def run(_job_id: str) -> None:
+            begun.append(time.monotonic())
+            time.sleep(0.03)
+            ended.append(time.monotonic())
+
+        app = make_app(Settings(redis_url=redis_url, interactive_slots=1, batch_slots=1), run)
+        send(app, "interactive", range(jobs))
+        with celery_worker(app, threads=4):
+            until(lambda: len(ended) == jobs, "everybody's end")
+        app.close()
+        return [later - earlier for earlier, later in zip(ended, begun[1:], strict=False)]
