@@ -33,6 +33,10 @@ check: $(VENV)/.dev ## lint, formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m mypy
 
+.PHONY: audit
+audit: $(VENV)/.audit ## ask PyPI for known weaknesses of the pinned versions (needs the internet)
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 .PHONY: format
 format: $(VENV)/.dev ## format the code and sort imports
 	@$(BIN)/ruff check --fix .
@@ -53,6 +57,12 @@ $(VENV)/.runtime: pyproject.toml constraints.txt deploy/install.sh
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@bash deploy/install.sh $(VENV) '.[dev]'
+	@touch $@
+
+# An environment of its own: its dependencies must not replace ours.
+$(VENV)/.audit: $(VENV)/.runtime
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/pip install --disable-pip-version-check --quiet 'pip-audit==2.10.1'
 	@touch $@
 
 # Beside the environment, found first through PYTHONPATH: everything else, torch included, stays as it is.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -272,6 +274,31 @@ def test_unknown_addresses_and_methods_are_problems_too(small: Service) -> None:
         assert (response.status_code, problem_of(response)) == (status, kind)
         if status == 405:
             assert response.headers["allow"]
+
+
+class TestFilesOfTheApiPage:
+    FILE = "/docs/assets/swagger-ui.css"
+
+    @pytest.mark.parametrize(
+        "address",
+        ["../../auth.py", "..%2f..%2fauth.py", "%2e%2e/%2e%2e/auth.py", "....//auth.py", "%2fetc%2fpasswd", "%00", "."],
+    )
+    def test_no_address_leaves_their_folder(self, small: Service, address: str) -> None:
+        url = small.http.base_url
+        with socket.create_connection((url.host, url.port or 80), timeout=5) as raw:
+            raw.sendall(f"GET /docs/assets/{address} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            reply = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert reply.startswith(b"HTTP/1.1 404")
+
+    def test_a_thousand_ranges_cost_no_more_than_the_file(self, small: Service) -> None:
+        whole = small.http.get(self.FILE)
+        assert whole.status_code == 200
+        ranges = "bytes=" + ",".join(f"{start}-{start + 1}" for start in range(0, 4000, 4))
+        started = time.perf_counter()
+        reply = small.http.get(self.FILE, headers={"Range": ranges})
+        assert reply.status_code in (200, 206, 400, 416)
+        assert len(reply.content) <= 2 * len(whole.content)
+        assert time.perf_counter() - started < 1
 
 
 def test_an_unexpected_error_tells_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
