@@ -38,12 +38,11 @@ from erase.engine import Engine, EngineLimits
 from erase.errors import EraseError
 from erase.methods import method_for
 from erase.models.loading import DEMO, LoadedModel
+from erase.models.policies import find_policy
 from erase.models.prompt import PreparedPrompt, prepare_images, prepare_prompt
-from erase.policy import Policy, load_policy
-from erase.presets import preset, preset_names
+from erase.policy import Policy
 
 QUESTION = "what is the total number on page ?"
-DEFAULT_PRESET = "qwen2.5-vl-7b"
 DEMO_VISION_TOKENS, USUAL_VISION_TOKENS = 169, 1280
 TEXT_TOKENS = 256
 """More than the question and the chat template have."""
@@ -138,10 +137,8 @@ def _running(loaded: LoadedModel, concurrency: int, tokens: int, threads: int) -
 
 
 def load_bench_policy(name: str, loaded: LoadedModel) -> Policy:
-    """The policy called `name`: auto (the model's own, else the 7B preset), a preset or a file."""
-    if name == "auto":
-        return load_policy(loaded.policy_file) if loaded.policy_file else preset(DEFAULT_PRESET)
-    return preset(name) if name in preset_names() else load_policy(name)
+    """The policy that `--policy` means: auto (the model's default), one of its own, a preset or a file."""
+    return find_policy(loaded.default_policy if name == "auto" else name, loaded, also=("auto",))
 
 
 def _sides(
@@ -296,7 +293,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="auto", help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16"
     )
     parser.add_argument(
-        "--policy", default="auto", help="auto (the model's own, else the 7B preset), a preset, or a file"
+        "--policy", default="auto", help="auto (the model's default), one of the model's own, a preset, or a file"
     )
     parser.add_argument("--threads", type=positive, help="torch threads on CPU; default: PyTorch's choice")
 

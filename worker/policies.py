@@ -6,10 +6,11 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erase import PolicyError, UnsupportedError, load_policy, preset, preset_names
+from erase import PolicyError, UnsupportedError, load_policy
 from erase.methods import method_for
 from erase.methods.base import Method
 from erase.models.loading import LoadedModel
+from erase.models.policies import known_policies
 from erase.policy import BaselinePolicy, Policy, policy_from_dict, policy_to_dict
 from worker.contract import BASELINES, JobRequest, Plan, PruningOptions
 from worker.errors import ModelChangedError, UnknownPolicyError
@@ -101,8 +102,7 @@ def policy_book(settings: Settings, loaded: LoadedModel) -> PolicyBook:
     Raises:
         PolicyError: `ERASE_POLICY` names nothing known and no readable policy file.
     """
-    policies = {name: preset(name) for name in preset_names()}
-    policies |= {name: load_policy(file) for name, file in loaded.own_policies.items()}
+    policies = known_policies(loaded)
     default = settings.policy
     if default == "auto":
         default = loaded.default_policy

@@ -10,12 +10,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erase.errors import PolicyError
-from erase.policy import Policy, load_policy
-from erase.presets import preset, preset_names
+from erase.policy import Policy
 
 if TYPE_CHECKING:
     from erase.models.loading import LoadedModel
@@ -84,23 +81,16 @@ def choose_policy(options: argparse.Namespace, loaded: LoadedModel) -> ChosenPol
         UsageError: a retention without pruning.
         PolicyError: `--policy` names nothing known and no readable policy file, or the retention is out of its range.
     """
+    from erase.models.policies import find_policy
+
     name, retention = options.policy, options.retention
     if name == NONE:
         if retention is not None:
             raise UsageError("--retention has no meaning with --policy none: leave one of them out")
         return ChosenPolicy(NONE, None)
-    own = loaded.own_policies
     if name == AUTO:
         name = loaded.default_policy
-    if name in own:
-        policy = load_policy(own[name])
-    elif name in preset_names():
-        policy = preset(name)
-    elif Path(name).is_file():
-        policy = load_policy(name)
-    else:
-        known = ", ".join([AUTO, NONE, *own, *preset_names()])
-        raise PolicyError(f"--policy {name}: expected {known} or the path of a policy file")
+    policy = find_policy(name, loaded, also=(AUTO, NONE))
     return ChosenPolicy(name, policy if retention is None else policy.with_retention(retention))
 
 

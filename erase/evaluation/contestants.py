@@ -13,6 +13,7 @@ from erase.methods import method_for
 from erase.methods.base import Architecture
 from erase.methods.baselines import METHODS
 from erase.models.loading import LoadedModel
+from erase.models.policies import find_policy
 from erase.pixels.images import VisionImage
 from erase.policy import (
     BASELINES,
@@ -25,7 +26,7 @@ from erase.policy import (
     load_policy,
     policy_to_dict,
 )
-from erase.presets import preset, preset_names
+from erase.presets import preset
 from erase.trace import layer_average_retention
 
 MEASURES: tuple[Measure, ...] = ("final", "layer_average")
@@ -132,13 +133,7 @@ def named_policy(name: str, loaded: LoadedModel) -> Policy:
         if name.startswith("erase-1"):
             return replace(_bins(loaded), scoring=scoring)
         return BudgetPolicy(0.25, scoring=scoring)
-    if name in preset_names():
-        return preset(name)
-    try:
-        return load_policy(loaded.own_policies.get(name, name))
-    except PolicyError as error:
-        known = ", ".join([*ERASE, *BASELINES, *loaded.own_policies, *preset_names()])
-        raise PolicyError(f"there is no method {name!r}; known: {known}, or the path of a policy file") from error
+    return find_policy(name, loaded, also=(*ERASE, *BASELINES))
 
 
 def _bins(loaded: LoadedModel) -> BinnedPolicy:

@@ -343,7 +343,10 @@ class TestFailures:
             (("ask", PAGE, "?", "--model", "./nowhere"), "no model folder at './nowhere'"),
             (("ask", PAGE, "?", "--model", "org/name"), "needs a revision"),
             (("ask", PAGE, "?", "--device", "tpu"), "expected auto, cpu, cuda or cuda:N"),
-            (("ask", PAGE, "?", "--policy", "best"), "--policy best: expected auto, none, demo, demo-bins, distinct, "),
+            (
+                ("ask", PAGE, "?", "--policy", "best"),
+                "no policy 'best': expected auto, none, demo, demo-bins, distinct, ",
+            ),
             (("ask", PAGE, "?", "--policy", PAGE), "is not JSON"),
             (("ask", PAGE, "?", "--retention", "0"), "must be above 0 and at most 1"),
             (("ask", PAGE, "?", "--max-tokens", "0"), "max_tokens must be at least 1"),

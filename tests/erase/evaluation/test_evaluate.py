@@ -83,7 +83,7 @@ class TestContests:
         assert named_policy("qwen2.5-vl-7b", loaded) == erase.preset("qwen2.5-vl-7b")
         erase.save_policy(BudgetPolicy(0.7), tmp_path / "mine.json")
         assert named_policy(str(tmp_path / "mine.json"), loaded) == BudgetPolicy(0.7)
-        with pytest.raises(PolicyError, match="there is no method 'magic'; known: erase-1"):
+        with pytest.raises(PolicyError, match="there is no policy 'magic': expected erase-1, "):
             named_policy("magic", loaded)
 
     def test_a_policys_own_measure_needs_no_search(self, loaded):
@@ -333,7 +333,7 @@ def test_the_command_evaluates_a_folder_and_a_table(tmp_path, capsys, monkeypatc
     assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), "--retentions", "2"]) == 2
     assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), "--measures", "total"]) == 2
     assert main(["evaluate", str(samples), "--out", str(tmp_path / "d"), *wanted[:2], "--methods", "magic"]) == 1
-    assert "there is no method 'magic'" in capsys.readouterr().err
+    assert "there is no policy 'magic'" in capsys.readouterr().err
 
 
 def table_of(records, folder):
