@@ -6,6 +6,7 @@ never relied upon.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 
 from celery import Celery
@@ -42,6 +43,8 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # Redis may refuse to write for a while: memory or disk full
         broker_transport="worker.slots:SlotTransport",
+        # Not by the URL's scheme, since the transport is named here; options in the URL (ssl_ca_certs) take its place.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.redis_url.startswith("rediss:") else False,
         broker_transport_options=BROKER_TRANSPORT_OPTIONS
         | {
             "ack_emulation": False,

@@ -7,11 +7,13 @@ by whichever process starts first.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -50,7 +52,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, allow_inf_nan=False)
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with queue, ledger and images")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis; `rediss://` is with TLS, `?ssl_ca_certs=FILE` with an authority of your own",
+    )
     durability: Literal["require", "off"] = Field(
         "require", description="accept nothing into a Redis that may lose it (no append-only file, eviction)"
     )
@@ -176,6 +181,19 @@ class Settings(BaseSettings):
     def jobs_listed_s(self) -> int:
         """How long a job can be known at most, even one that was a dead letter and asked again."""
         return round(self.max_timeout_s) + 2 * max(self.result_ttl_s, self.dead_ttl_s)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_one_server(cls, value: str) -> str:
+        # Celery would take much else for a broker, and connect to another server than the rest of us.
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable or not re.fullmatch(r"/?\d*", parts.path):
+            raise ValueError("expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS")
+        return value
 
     @field_validator("api_keys")
     @classmethod

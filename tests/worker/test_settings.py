@@ -130,6 +130,34 @@ def test_a_refused_key_does_not_appear_in_the_message(monkeypatch: pytest.Monkey
     assert "secret" not in refusal()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix:///run/redis.sock",
+        "amqp://host",
+        "host:6379",
+        "redis://",
+        "redis://host:99999",
+        "redis://h/db",
+        "sentinel://h;h2",
+    ],
+)
+def test_only_one_redis_server_will_do_and_its_password_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("ERASE_REDIS_URL", url.replace("//", "//:hunter2@", 1))
+    assert refusal().startswith("ERASE_REDIS_URL: expected redis://")
+    assert "hunter2" not in refusal()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://[::1]:6379/3", "rediss://u:p%40@h:1/0?ssl_ca_certs=/ca.pem", "redis://:p@h/"]
+)
+def test_usual_addresses_of_redis_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("ERASE_REDIS_URL", url)
+    assert load_settings().redis_url == url
+
+
 def test_api_keys_are_pairs_with_spaces_and_empty_parts_allowed() -> None:
     keys = parse_api_keys(f" ada:{DIGEST} ,, bob:{'cd' * 32}:metrics+admin,")
     assert keys == (ApiKey("ada", DIGEST), ApiKey("bob", "cd" * 32, frozenset({Scope.ADMIN, Scope.METRICS})))
