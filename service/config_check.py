@@ -24,6 +24,8 @@ from worker.settings import PREFIX, Settings
 SECRET = frozenset({"api_keys", "redis_url"})
 JOB_BYTES = 8 * 1024
 """What the ledger keeps of a job beside its images (docs/runbook.md says how it was measured)."""
+TRACE_BYTES = 256
+"""What it keeps when the result has expired: the place in its owner's list, and that there was a job."""
 IMAGE_SLACK_S = NewJob.image_ttl_slack_ms / 1000
 USUAL_IMAGE_BYTES = 500_000
 OWN_SHARE = 1.25
@@ -126,6 +128,7 @@ def _memory(settings: Settings, most: int) -> Finding:
 
 
 def occupied(settings: Settings, image_bytes: int) -> float:
-    """Byte-seconds that a job occupies in Redis: its image until it is forgotten, its record until the result is."""
+    """Byte-seconds that a job occupies in Redis: its image, its record until the result is forgotten, and a trace."""
     image_s = settings.timeout_s + IMAGE_SLACK_S
-    return image_bytes * image_s + JOB_BYTES * (settings.timeout_s + settings.result_ttl_s)
+    record = JOB_BYTES * (settings.timeout_s + settings.result_ttl_s)
+    return image_bytes * image_s + record + TRACE_BYTES * settings.jobs_listed_s

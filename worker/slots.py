@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from celery.worker import state
 from kombu.transport.redis import Channel, Transport
 from kombu.utils.scheduling import round_robin_cycle
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 
 from worker.contract import queue_share
 
@@ -52,27 +52,39 @@ class SlotChannel(Channel):  # type: ignore[misc]
     _connection_id: tuple[Any, int] | None = None
     """The socket of the fetches, and what Redis calls it."""
     _may_unblock = True
+    """Of all channels of the process: a new one is made after each lost connection."""
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         self._fetched = len(self._queue_cycle.consume(len(self.active_queues)))
         self._left_out = len(self.active_queues) - self._fetched
-        if self._fetched and self._left_out and self._may_unblock:
-            self._learn_connection_id()
+        if self._fetched and self._left_out:
+            self._if_allowed(self._learn_connection_id)
         super()._brpop_start(timeout)
 
     def rejoin(self) -> None:
         """End the running fetch if it left out a queue that has a free slot by now."""
-        if not (self._in_poll and self._left_out and self._may_unblock and self._connection_id):
+        if not (self._in_poll and self._left_out and self._connection_id):
             return
         if len(self._queue_cycle.consume(len(self.active_queues))) <= self._fetched:
             return
         self._left_out = 0
+        self._if_allowed(self._unblock)
+
+    def _unblock(self) -> None:
+        assert self._connection_id is not None  # noqa: S101
+        with self.conn_or_acquire() as client:
+            client.client_unblock(self._connection_id[1])
+
+    @staticmethod
+    def _if_allowed(command: Callable[[], None]) -> None:
+        """Run it unless Redis has refused it: without the right, or because it does not know it."""
+        if not SlotChannel._may_unblock:
+            return
         try:
-            with self.conn_or_acquire() as client:
-                client.client_unblock(self._connection_id[1])
-        except NoPermissionError:
-            self._may_unblock = False
-            log.warning("without the right to CLIENT UNBLOCK a free slot waits for the end of a fetch")
+            command()
+        except ResponseError:
+            SlotChannel._may_unblock = False
+            log.warning("without CLIENT ID and CLIENT UNBLOCK a free slot waits for the end of a fetch")
 
     def _learn_connection_id(self) -> None:
         connection = self.client.connection
@@ -89,10 +101,19 @@ class SlotTransport(Transport):  # type: ignore[misc]
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Also look, whenever the loop turns, whether a fetch is to be ended."""
         super().register_with_event_loop(connection, loop)
-        loop.on_tick.add(self._rejoin)
+        # The loop outlives a transport, which is made anew after each lost connection.
+        loop.on_tick -= {callback for callback in loop.on_tick if isinstance(callback, _Rejoin)}
+        loop.on_tick.add(_Rejoin(self))
 
-    def _rejoin(self) -> None:
-        for channel in self.cycle._channels:
+
+class _Rejoin:
+    """What the loop calls when it turns."""
+
+    def __init__(self, transport: SlotTransport) -> None:
+        self._transport = transport
+
+    def __call__(self) -> None:
+        for channel in self._transport.cycle._channels:
             channel.rejoin()
 
 

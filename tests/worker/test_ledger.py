@@ -345,6 +345,36 @@ class TestEnding:
         assert state(redis_client) is JobState.FAILED
         assert [event.type for event in final_events(redis_client)] == [EventType.ERROR]
 
+    @pytest.mark.parametrize(
+        "write",
+        [
+            ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}"),
+            ledger.finish("job_1", 1, answer()),
+            ledger.freeze("job_1", 1, PLAN),
+            ledger.renew("job_1", 1, 1000),
+            ledger.release("job_1", 1),
+        ],
+        ids=["emit", "finish", "freeze", "renew", "release"],
+    )
+    def test_fenced_writes_are_those_of_attempts_that_another_one_followed(
+        self, redis_client: redis.Redis, write: ledger.Transition[Any]
+    ) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        take(redis_client)
+        lose_lease(redis_client)
+        assert take(redis_client).tries == 2
+        execute(redis_client, write)
+        assert redis_client.hget(COUNTERS_KEY, "fenced_writes") == b"1"
+
+    def test_a_write_to_a_job_that_ended_under_its_holder_is_refused_and_not_counted(
+        self, redis_client: redis.Redis
+    ) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        take(redis_client)
+        execute(redis_client, ledger.cancel("job_1"))
+        assert not execute(redis_client, ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}")).ok
+        assert redis_client.hget(COUNTERS_KEY, "fenced_writes") is None
+
     def test_an_ended_job_leaves_the_open_set_and_expires(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(keyed("job_1")))
         take(redis_client)

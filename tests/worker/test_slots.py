@@ -17,12 +17,13 @@ import redis
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.worker import state as celery_state
+from kombu.asynchronous import Hub
 
 from tests.worker.helpers import until
 from worker.app import make_app, wake
 from worker.contract import Priority, queue_name
 from worker.settings import Settings
-from worker.slots import SlotCycle, held_by_share
+from worker.slots import SlotChannel, SlotCycle, _Rejoin, held_by_share
 
 INTERACTIVE, BATCH = queue_name(Priority.INTERACTIVE), queue_name(Priority.BATCH)
 
@@ -214,15 +215,30 @@ class TestRealWorker:
         """Also while a fetch for the batch queue, which began when the other was full, still blocks at Redis."""
         assert statistics.median(self.gaps(redis_url, 16, monkeypatch)) < 0.05
 
+    @pytest.mark.parametrize("missing", ["-client|unblock", "-client|id"])
     def test_without_the_right_to_end_a_fetch_a_slot_is_filled_later(
-        self, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+        self, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, missing: str
     ) -> None:
         warnings: list[str] = []
         monkeypatch.setattr("worker.slots.log.warning", warnings.append)
-        redis_client.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "&*", "+@all", "-client|unblock")
+        monkeypatch.setattr(SlotChannel, "_may_unblock", True)
+        redis_client.execute_command("ACL", "SETUSER", "weak", "reset", "on", ">secret", "~*", "&*", "+@all", missing)
         gaps = self.gaps(redis_url.replace("redis://", "redis://weak:secret@"), 5, monkeypatch)
         assert len(gaps) == 4
         assert len(warnings) == 1
+
+    def test_the_loop_keeps_nothing_of_transports_that_are_gone(self, redis_url: str) -> None:
+        app = make_app(Settings(redis_url=redis_url), lambda job_id: None)
+        hub = Hub()
+        try:
+            for _ in range(3):
+                with app.connection_for_read() as connection:
+                    transport = connection.transport
+                    transport.register_with_event_loop(connection.connection, hub)
+            assert [callback._transport for callback in hub.on_tick if isinstance(callback, _Rejoin)] == [transport]
+        finally:
+            hub.close()
+            app.close()
 
     @staticmethod
     def gaps(redis_url: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -1,10 +1,7 @@
 -- emit: event number `expected` of the attempt that holds the job; a stale attempt is refused, a repetition is not.
 -- An event whose predecessor is missing is refused, too: it would take the other's number.
 local id, attempt, expected, type, data = unpack(ARGV)
-if not owns(id, attempt) then
-  redis.call('HINCRBY', COUNTERS, 'fenced_writes', 1)
-  return {'stale', field(id, 'state') or 'gone'}
-end
+if not owns(id, attempt) then return refuse(id, attempt) end
 local missing = tonumber(expected) - number(id, 'seq')
 if missing > 1 then return {'gap', 'gap'} end
 -- A retry after a lost reply must not write the same tokens twice.

@@ -6,6 +6,7 @@ local DEAD = PREFIX .. 'dead'
 local COUNTERS = PREFIX .. 'counters'
 local REPLIES_KEPT = 20000
 local REPLIES_TTL_MS = 3600000
+local GONE_KNOWN_MS = 24 * 3600 * 1000
 local FINAL = {succeeded = true, failed = true, cancelled = true, expired = true, dead = true}
 
 local function now_ms()
@@ -77,7 +78,7 @@ local function close(id, state, type, outcome)
   redis.call('PEXPIRE', watchers_key(id), ttl)
   local idem = idem_of(id)
   if idem then redis.call('PEXPIRE', idem, ttl) end
-  redis.call('SET', gone_key(id), field(id, 'owner'), 'PX', ttl + 7 * 24 * 3600 * 1000)
+  redis.call('SET', gone_key(id), field(id, 'owner'), 'PX', ttl + GONE_KNOWN_MS)
   redis.call('HINCRBY', COUNTERS, 'finished:' .. state, 1)
 end
 
@@ -101,5 +102,13 @@ local function failures(id) return number(id, 'attempt') - number(id, 'released'
 
 local function owns(id, attempt)
   return field(id, 'state') == 'running' and number(id, 'attempt') == tonumber(attempt)
+end
+
+-- Reply to a write of an attempt that does not hold the job. It is counted where another one does, or did: what ended
+-- under its holder (a client left) is nobody's fault.
+local function refuse(id, attempt)
+  local state = field(id, 'state')
+  if state and number(id, 'attempt') ~= tonumber(attempt) then redis.call('HINCRBY', COUNTERS, 'fenced_writes', 1) end
+  return {'stale', state or 'gone'}
 end
 
