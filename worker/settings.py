@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -189,10 +189,13 @@ class Settings(BaseSettings):
         try:
             parts = urlsplit(value)
             usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and (parts.port or 1) > 0
+            options = parse_qs(parts.query, strict_parsing=bool(parts.query))
         except ValueError:
-            usable = False
-        if not usable or not re.fullmatch(r"/?\d*", parts.path):
+            usable, options = False, {}
+        if not usable or ";" in value or not re.fullmatch(r"/?\d*", parts.path):
             raise ValueError("expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS")
+        if any(parts.scheme != "rediss" or not name.startswith("ssl_") for name in options):
+            raise ValueError("only options that begin with ssl_ may follow the address, after rediss://")
         return value
 
     @field_validator("api_keys")

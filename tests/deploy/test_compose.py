@@ -169,9 +169,11 @@ def test_grafana_lets_nobody_in_without_a_password() -> None:
     assert grafana["GF_USERS_ALLOW_SIGN_UP"] == "false"
 
 
-def test_the_worker_may_drain_before_it_is_killed() -> None:
-    worker = SERVICES["worker"]
-    assert int(worker["stop_grace_period"].removesuffix("s")) > float(worker["environment"]["ERASE_DRAIN_S"])
+@pytest.mark.parametrize("name", OURS)
+def test_who_drains_has_the_time_for_it_and_for_what_follows(name: str) -> None:
+    part = SERVICES[name]
+    farewell_s = 10
+    assert int(part["stop_grace_period"].removesuffix("s")) >= float(part["environment"]["ERASE_DRAIN_S"]) + farewell_s
 
 
 def test_prometheus_scrapes_our_containers_on_the_ports_they_listen_on() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,6 +16,17 @@ from tests.service.conftest import FakeWorker, Service, make_settings, running_s
 from worker.settings import Scope, Settings
 
 PUBLIC = {"/healthz", "/readyz"}
+HIDDEN = {"/", "/docs", "/docs/assets", "/openapi.json"}
+"""Routes that the API's document leaves out: its own pages."""
+
+
+def every_path(routes: Iterable[Any]) -> Iterator[str]:
+    """Addresses of all routes and mounts, those of included routers too."""
+    for route in routes:
+        if (included := getattr(route, "original_router", None)) is not None:
+            yield from every_path(included.routes)
+        else:
+            yield re.sub(r":\w+}", "}", route.path)
 
 
 def sha256(key: str) -> str:
@@ -132,6 +144,9 @@ class TestRoutes:
         assert asked >= 9
         for path in PUBLIC:
             assert closed.http.get(path).status_code == closed.http.head(path).status_code == 200
+
+    def test_nothing_is_served_but_what_the_document_names_and_its_own_pages(self, closed: Service) -> None:
+        assert set(every_path(closed.app.routes)) == set(closed.app.openapi()["paths"]) | HIDDEN
 
     def test_each_scope_opens_its_routes_only(self, closed: Service) -> None:
         allowed = {

@@ -150,6 +150,12 @@ def test_only_one_redis_server_will_do_and_its_password_is_not_repeated(
     assert "hunter2" not in refusal()
 
 
+@pytest.mark.parametrize("url", ["redis://h?db=1", "redis://h?ssl_ca_certs=x", "rediss://h?socket_timeout=5"])
+def test_options_that_not_all_parts_understand_are_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("ERASE_REDIS_URL", url)
+    assert "only options that begin with ssl_" in refusal()
+
+
 @pytest.mark.parametrize(
     "url", ["redis://h", "redis://[::1]:6379/3", "rediss://u:p%40@h:1/0?ssl_ca_certs=/ca.pem", "redis://:p@h/"]
 )
