@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from service import fetching
 from service.fetching import AllowedHosts, ImageFetcher, is_allowed, parse_networks
 from service.intake import Ask, RemoteImage
-from service.problems import InvalidRequestError, ServiceError, TooLargeError, UnreachableImageError
+from service.problems import InvalidRequestError, TooLargeError, UnreachableImageError
 from tests.service.conftest import FakeWorker, make_settings, picture, running_service
 from worker.contract import GenerationOptions, PruningOptions
 from worker.settings import Settings
@@ -35,7 +38,7 @@ NOT_PUBLIC = """
 class ImageServer:
     """A web server on loopback; `replies` maps a path to what answers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: trustme.LeafCert | None = None) -> None:
         outer = self
         self.asked: list[tuple[str, str]] = []
         self.replies: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {"/a.png": body(PICTURE)}
@@ -50,6 +53,10 @@ class ImageServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_port
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            certificate.configure_cert(context)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
@@ -76,12 +83,18 @@ def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None
     return reply
 
 
-@pytest.fixture
-def web() -> Iterator[ImageServer]:
-    running = ImageServer()
+@contextmanager
+def serving(certificate: trustme.LeafCert | None = None) -> Iterator[ImageServer]:
+    running = ImageServer(certificate)
     yield running
     running.server.shutdown()
     running.server.server_close()
+
+
+@pytest.fixture
+def web() -> Iterator[ImageServer]:
+    with serving() as running:
+        yield running
 
 
 @pytest.fixture
@@ -288,6 +301,7 @@ def test_whatever_goes_wrong_behind_an_allowed_name_looks_the_same(
 
     failed = message(allowing(web), f"http://127.0.0.1:{web.port}/x")
     assert message(Settings(image_hosts="inner.test"), "http://inner.test/x") == failed
+    assert message(Settings(image_hosts="nowhere.invalid"), "http://nowhere.invalid/x") == failed
     assert message(Settings(image_hosts="127.0.0.1:9", image_networks=LOCAL), "http://127.0.0.1:9/x") == failed
 
 
@@ -326,9 +340,28 @@ def test_international_names_are_the_same_in_both_forms() -> None:
             assert AllowedHosts.parse(f"*.{known}").allow(httpx.URL(f"http://www.{asked}/")), (known, asked)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(web: ImageServer) -> None:
-    with pytest.raises(ServiceError):
-        fetch(allowing(web), f"https://127.0.0.1:{web.port}/a.png")
+@pytest.mark.parametrize(
+    ("known", "certified", "taken"),
+    [(True, "pictures.test", True), (True, "other.test", False), (False, "pictures.test", False)],
+    ids=["good", "another name", "unknown authority"],
+)
+def test_a_certificate_must_be_known_and_the_hosts(
+    names: dict[str, list[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    known: bool,
+    certified: str,
+    taken: bool,
+) -> None:
+    authority = trustme.CA()
+    (authority if known else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setattr("certifi.where", lambda: str(tmp_path / "ca.pem"))
+    names["pictures.test"] = [["127.0.0.1"]]
+    with serving(authority.issue_cert(certified)) as web:
+        url = f"https://pictures.test:{web.port}/a.png"
+        with nullcontext() if taken else pytest.raises(UnreachableImageError):
+            assert fetch(allowing(web, "pictures.test"), url).images == (PICTURE,)
+        assert len(web.asked) == taken
 
 
 @pytest.mark.parametrize("hosts", ["a b", "http://a", "a/b", "a:0", "a:x", ":80", "*", "*.", "a..b"])

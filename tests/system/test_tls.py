@@ -69,12 +69,12 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def make_tls(authority: trustme.CA) -> Iterator[Callable[[int], TlsEnd]]:
+def make_tls(authority: trustme.CA) -> Iterator[Callable[..., TlsEnd]]:
     ends = []
 
-    def make(port: int) -> TlsEnd:
+    def make(port: int, name: str = "127.0.0.1") -> TlsEnd:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.issue_cert(name).configure_cert(context)
         ends.append(TlsEnd(port, context))
         return ends[-1]
 
@@ -89,7 +89,7 @@ def port_of(running: Deployment) -> int:
 
 def test_a_question_is_answered_over_tls(
     make_deployment: Callable[..., Deployment],
-    make_tls: Callable[[int], TlsEnd],
+    make_tls: Callable[..., TlsEnd],
     authority: trustme.CA,
     tmp_path: Path,
 ) -> None:
@@ -103,19 +103,20 @@ def test_a_question_is_answered_over_tls(
     assert end.connections > 3
 
 
-@pytest.mark.parametrize("options", ["", "?ssl_check_hostname=true"])
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    make_tls: Callable[[int], TlsEnd], redis_url: str, options: str
+@pytest.mark.parametrize("wrong", ["authority", "name"])
+def test_another_certificate_than_the_servers_is_refused(
+    make_tls: Callable[..., TlsEnd], authority: trustme.CA, tmp_path: Path, redis_url: str, wrong: str
 ) -> None:
     """Also by Celery, which on its own would take any."""
     plain = redis.Redis.from_url(redis_url).connection_pool.connection_kwargs
-    end = make_tls(int(plain["port"]))
+    end = make_tls(int(plain["port"]), "other.test" if wrong == "name" else "127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    options = f"?ssl_ca_certs={tmp_path / 'ca.pem'}" if wrong == "name" else ""
     url = f"rediss://127.0.0.1:{end.port}/0{options}"
     with pytest.raises(redis.exceptions.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
         redis.Redis.from_url(url).ping()
     app = make_app(Settings(redis_url=url), lambda job_id: None)
     with app.connection_for_read() as connection:
-        assert connection.transport_cls == "worker.slots:SlotTransport"
         assert isinstance(connection.transport, SlotTransport)
         with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
             connection.ensure_connection(max_retries=1)
