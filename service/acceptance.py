@@ -25,7 +25,7 @@ from service.problems import (
 )
 from service.runtime import Runtime
 from worker.contract import image_key
-from worker.ledger import Accepted, NewJob, accept, cancel, execute_async, script_source
+from worker.ledger import Accepted, NewJob, accept, cancel, execute_async, pixels_of, script_source
 
 logger = logging.getLogger("erase.service")
 
@@ -53,6 +53,7 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     key is free for another try, though a worker may have run it meanwhile.
     """
     confirmation = await runtime.durability.ensure()
+    await runtime.admission.check_pixels(job.owner, pixels_of(job.request))
     await runtime.admission.take_memory(sum(map(len, files.values())))
     for _ in range(_ATTEMPTS):
         runtime.failpoints.reach("before_store")

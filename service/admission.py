@@ -83,19 +83,31 @@ class Admission:
         if await self._is_known_or_fits(caller, record):
             return ExitStack()
         length = headers.get("content-length", "")
+        size = int(length) if length.isdigit() else 0
         try:
-            await self._memory.check(int(length) if length.isdigit() else 0, self._settings.redis_headroom)
+            await self._memory.check(size + self._coming.size(), self._settings.redis_headroom)
         except StorageFullError:
             if not record or not (await self._look(caller, record))[1]:
                 raise
         place = ExitStack()
-        place.enter_context(self._coming.one(caller.owner))
+        place.enter_context(self._coming.one(caller.owner, size))
         return place
 
     async def take_memory(self, size: int) -> None:
         """These bytes will be stored in Redis. Raises `StorageFullError` unless they leave the headroom free."""
         await self._memory.check(size, self._settings.redis_headroom)
         self._memory.taken += size
+
+    async def check_pixels(self, owner: str, pixels: int) -> None:
+        """Before images are stored, which would stay for a while. Raises `QueueFullError` where `accept` would."""
+        most = self._settings.max_open_pixels
+        if most is None or await self._open_pixels() + pixels <= most:
+            return
+        if not await self.recount(owner) or await self._open_pixels() + pixels > most:
+            raise QueueFullError(PIXELS_FULL)
+
+    async def _open_pixels(self) -> int:
+        return int(await self._client.get(OPEN_PIXELS_KEY) or 0)
 
     async def recount(self, owner: str) -> bool:
         """Count open jobs anew, now and then, before somebody is refused; whether it was done."""
@@ -182,26 +194,30 @@ class _Coming:
     """Questions that were let in and are not jobs yet: not counted, a rush would be refused after its bodies only."""
 
     def __init__(self) -> None:
-        self._since: dict[str, OrderedDict[object, float]] = {}
+        self._since: dict[str, OrderedDict[object, tuple[float, int]]] = {}
+        self._size = 0
 
     @contextmanager
-    def one(self, owner: str) -> Iterator[None]:
-        """Count a question of the owner while the block runs, but no longer than `COMING_S`."""
+    def one(self, owner: str, size: int) -> Iterator[None]:
+        """Count a question of the owner, of so many bytes, while the block runs, but no longer than `COMING_S`."""
         question = object()
-        self._since.setdefault(owner, OrderedDict())[question] = time.monotonic()
+        self._since.setdefault(owner, OrderedDict())[question] = time.monotonic(), size
+        self._size += size
         try:
             yield
         finally:
-            if (own := self._since.get(owner)) is not None:
-                own.pop(question, None)
-                self._tidy(owner, own)
+            own = self._since.get(owner, OrderedDict())
+            _, size = own.pop(question, (0.0, 0))
+            self._size -= size
+            self._tidy(owner, own)
 
     def of(self, owner: str) -> int:
         """How many are the owner's."""
         own = self._since.get(owner, OrderedDict())
         oldest = time.monotonic() - COMING_S
-        while own and next(iter(own.values())) < oldest:
-            own.popitem(last=False)
+        while own and next(iter(own.values()))[0] < oldest:
+            _, (_, size) = own.popitem(last=False)
+            self._size -= size
         self._tidy(owner, own)
         return len(own)
 
@@ -209,7 +225,12 @@ class _Coming:
         """How many there are."""
         return sum(self.of(owner) for owner in list(self._since))
 
-    def _tidy(self, owner: str, own: Mapping[object, float]) -> None:
+    def size(self) -> int:
+        """Bytes that are announced for all of them."""
+        self.all()  # forgets the old ones
+        return self._size
+
+    def _tidy(self, owner: str, own: Mapping[object, object]) -> None:
         if not own:
             self._since.pop(owner, None)
 

@@ -216,6 +216,11 @@ def job_id_at(seconds: float) -> str:
     return f"job_{int(seconds * 1000):012x}"
 
 
+def pixels_of(request: JobRequest) -> int:
+    """Announced pixels of all images of a request, as `open_pixels` counts them."""
+    return sum(image.width * image.height for image in request.images)
+
+
 def accept(job: NewJob) -> Transition[Accepted]:
     """Create a job, or attach to the one that its idempotency key already stands for."""
     version = needed_contract(job.request)
@@ -238,7 +243,7 @@ def accept(job: NewJob) -> Transition[Accepted]:
         "max_open": job.max_open,
         "max_open_pixels": job.max_open_pixels,
         "max_owner_open": job.max_owner_open,
-        "pixels": sum(image.width * image.height for image in job.request.images),
+        "pixels": pixels_of(job.request),
         "detached": "1" if job.detached else "0",
         "idem": job.idempotency_key,
         "body": job.body_hash,

@@ -131,6 +131,7 @@ def test_the_images_of_open_jobs_have_a_budget(limited: Service, worker: FakeWor
 
     assert ask(60).status_code == 202
     refused(ask(50), 503, "queue-full")
+    assert len(worker.client.keys("erase:image:*")) == 1  # what is refused is not stored first
     assert ask(40).status_code == 202
     assert worker.client.get(OPEN_PIXELS_KEY) == b"10000"
     for _ in range(2):
@@ -214,26 +215,47 @@ def test_a_refusal_comes_before_a_slow_upload_has_ended(limited: Service) -> Non
     assert time.perf_counter() - started < 2
 
 
-SLOW = b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
-
-
 @pytest.fixture
-def slow_uploads(limited: Service) -> Iterator[Callable[[], socket.socket]]:
-    """Begins a question whose body does not come."""
+def slow_uploads(limited: Service) -> Iterator[Callable[..., socket.socket]]:
+    """Begins a question whose body, of the announced size, does not come."""
     url = limited.http.base_url
+
+    def begin(size: int = 999) -> socket.socket:
+        raw = socket.create_connection((url.host, url.port or 80), timeout=5)
+        head = f"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n{{"
+        raw.sendall(head.encode())
+        return raw
+
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(_begin(url))
+        yield lambda *size: stack.enter_context(begin(*size))
 
 
-def _begin(url: httpx.URL) -> socket.socket:
-    raw = socket.create_connection((url.host, url.port or 80), timeout=5)
-    raw.sendall(SLOW)
-    return raw
+@limits(max_open_jobs=9)
+def test_uploads_on_their_way_count_against_redis_headroom(
+    limited: Service,
+    slow_uploads: Callable[..., socket.socket],
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.admission.COMING_S", 60.0)
+    coming = limited.app.state.runtime.admission._coming
+    memory: Any = redis_client.info("memory")
+    redis_client.config_set("maxmemory", int(memory["used_memory"] / 0.9) + 40 * 2**20)
+    try:
+        first = slow_uploads(20 * 2**20)
+        until(lambda: coming.size() == 20 * 2**20, "the upload")
+        assert slow_uploads(20 * 2**20).recv(64).startswith(b"HTTP/1.1 503")
+        first.close()
+        until(lambda: coming.size() == 0, "its end")
+        slow_uploads(20 * 2**20)
+        until(lambda: coming.size() == 20 * 2**20, "the next one")
+    finally:
+        redis_client.config_set("maxmemory", 0)
 
 
 @limits(max_open_jobs=3)
 def test_questions_on_their_way_take_a_place_so_that_a_rush_is_refused_before_its_bodies(
-    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+    limited: Service, slow_uploads: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.admission.COMING_S", 60.0)
     coming = limited.app.state.runtime.admission._coming
@@ -267,7 +289,7 @@ def test_a_question_never_counts_twice_on_its_way_and_in_the_ledger(
 
 @limits(key_open_jobs=1)
 def test_they_count_against_their_owner(
-    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+    limited: Service, slow_uploads: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.admission.COMING_S", 60.0)
     slow_uploads()
@@ -277,7 +299,7 @@ def test_they_count_against_their_owner(
 
 @limits(max_open_jobs=1)
 def test_a_slow_upload_keeps_its_place_for_a_moment_only(
-    limited: Service, slow_uploads: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+    limited: Service, slow_uploads: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.admission.COMING_S", 0.2)
     slow_uploads()
