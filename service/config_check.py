@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.auth import KeyRing
-from service.durability import Durability
+from service.durability import Durability, NotDurableError
 from service.fetching import ImageFetcher
 from service.problems import UnavailableError
 from worker.ledger import NewJob
@@ -110,6 +110,8 @@ async def _redis(settings: Settings, url: str) -> list[Finding]:
         try:
             how = await Durability(client, settings.durability).check()
             memory = await client.info("memory")
+        except NotDurableError as error:
+            return [Finding("error", error.reason)]
         except UnavailableError as error:
             return [Finding("error", error.detail)]
         except RedisError as error:

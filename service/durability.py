@@ -33,7 +33,11 @@ class Confirmation(Enum):
 
 
 class NotDurableError(UnavailableError):
-    """This Redis may lose accepted jobs; the message names its setting."""
+    """This Redis may lose accepted jobs. `reason` names its setting, for operators; clients do not learn it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("Accepted requests would not be safe now.")
+        self.reason = reason
 
 
 def judge(version: str, config: dict[str, str], last_write: str = "ok") -> Confirmation:
@@ -89,7 +93,7 @@ class Durability:
             raise UnavailableError("Redis cannot be reached.") from None
         except NotDurableError as error:
             self._known = None
-            logger.error("%s", error.detail)
+            logger.error("%s", error.reason)
             raise
 
     async def _ask(self) -> Confirmation:

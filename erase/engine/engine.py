@@ -401,4 +401,4 @@ class Engine:
         self._require_device()
         log.error("%s of sequence %s failed: %r", phase, entry.sequence.id, error)
         asked = f"{entry.sequence.id}, {entry.sequence.method.name}"
-        entry.end(EngineError(f"{phase} failed: {type(error).__name__}", f"{asked}: {error}"))
+        entry.end(EngineError(f"{phase} failed", f"{asked}: {type(error).__name__}: {error}"))

@@ -427,7 +427,7 @@ class TestFailures:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr("erase.engine.stage.Prefill", failing)
-        said = "erase ask: prefill failed: RuntimeError (question, erase-distinct: out of memory)\n"
+        said = "erase ask: prefill failed (question, erase-distinct: RuntimeError: out of memory)\n"
         assert command("ask", PAGE, QUESTION) == (1, "", said)
 
 

@@ -356,6 +356,30 @@ class TestProblems:
         assert problem_type(worker.client) == "internal"
         assert answered(worker.client, "job_2").answer == SAMPLE.answer
 
+    def test_no_log_line_ever_tells_what_was_asked(
+        self, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def burst(*_: Any) -> None:
+            raise RuntimeError("broken")
+
+        caplog.set_level("DEBUG")
+        secret = "is hunter2 it ?"
+        ask(worker.client, "answered", prompt=secret)
+        ask(worker.client, "damaged", prompt=secret)
+        worker.run("answered")
+        worker.client.set(image_key(reference(SAMPLE.data).sha256), SAMPLE.data[: len(SAMPLE.data) // 2])
+        worker.run("damaged")
+        for place, name in ((preparing, "prepare_chat"), (PrefillStage, "run")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, burst)
+                ask(worker.client, name, prompt=secret)
+                worker.run(name)
+                assert problem_type(worker.client, name) == "internal"
+        text = caplog.text
+        assert "broken" in text
+        assert text.count("job failed") == 3
+        assert "hunter2" not in text
+
 
 class TestEndsFromOutside:
     def test_a_deadline_that_passed_before_the_lease_expires_the_job(self, worker: Worker) -> None:

@@ -201,8 +201,9 @@ def test_a_sequence_that_fails_in_a_packed_prefill_fails_alone(endless, samples,
         with held(engine, endless):
             bad = engine.submit(culprit)
             good = [engine.submit(question) for question, _ in neighbours]
-        with pytest.raises(EngineError, match="prefill failed: ArithmeticError"):
+        with pytest.raises(EngineError, match=r"^prefill failed$") as caught:
             bad.result()
+        assert "ArithmeticError" in caught.value.reason
         for handle, (_, expected) in zip(good, neighbours, strict=True):
             assert same(handle.result(), expected)
         recorder.wait_for_load(lambda load: load == (0, 0, 0.0))
@@ -223,8 +224,9 @@ def test_a_sequence_whose_token_cannot_be_chosen_fails_alone(endless, neighbours
             bad = engine.submit(ask(endless, "what ?", seed=666))
             good = [engine.submit(question) for question, _ in neighbours]
         ids, _ = collect(bad)
-        with pytest.raises(EngineError, match="failed: ArithmeticError"):
+        with pytest.raises(EngineError, match=r"failed$") as caught:
             bad.result()
+        assert "ArithmeticError: no token" in caught.value.reason
         assert len(ids) == number
         for handle, (_, expected) in zip(good, neighbours, strict=True):
             assert same(handle.result(), expected)
@@ -262,8 +264,9 @@ def test_a_token_that_cannot_become_text_fails_its_sequence_alone(endless, neigh
     with running(endless) as engine:
         bad = engine.submit(ask(endless, "what ?", forced_prefix=(57, 666)))
         good = [engine.submit(question) for question, _ in neighbours]
-        with pytest.raises(EngineError, match="OverflowError"):
+        with pytest.raises(EngineError) as caught:
             bad.result()
+        assert "OverflowError" in caught.value.reason
         for handle, (_, expected) in zip(good, neighbours, strict=True):
             assert same(handle.result(), expected)
 
@@ -283,8 +286,9 @@ def test_a_prefill_that_cannot_begin_together_begins_one_by_one(endless, neighbo
         with held(engine, endless):
             bad = engine.submit(ask(endless, "what ?", seed=666))
             good = [engine.submit(question) for question, _ in neighbours]
-        with pytest.raises(EngineError, match="prefill failed: MemoryError"):
+        with pytest.raises(EngineError, match=r"^prefill failed$") as caught:
             bad.result()
+        assert "MemoryError" in caught.value.reason
         for handle, (_, expected) in zip(good, neighbours, strict=True):
             assert same(handle.result(), expected)
         assert engine._pool.used == 0
@@ -328,8 +332,8 @@ def test_errors_tell_clients_nothing_of_the_inside(endless, samples, pruned):
         handle = engine.submit(ask(endless, "what ?", [samples[0].image], method=Failing(pruned)))
         with pytest.raises(EngineError) as caught:
             handle.result()
-    assert "no scores" not in str(caught.value)
-    assert caught.value.whole == f"{caught.value} ({handle.sequence_id}, {Failing.name}: no scores)"
+    assert str(caught.value) == "prefill failed"
+    assert caught.value.whole == f"prefill failed ({handle.sequence_id}, {Failing.name}: ArithmeticError: no scores)"
 
 
 def test_several_threads_can_wait_for_one_result(endless):

@@ -305,8 +305,9 @@ def test_a_cache_that_cannot_grow_for_want_of_memory_fails_its_sequence_alone(en
     monkeypatch.setattr(RunningSequence, "grow_cache", grow_cache)
     with running(endless) as engine:
         handles = [engine.submit(question) for question in questions]
-        with pytest.raises(EngineError, match="MemoryError"):
+        with pytest.raises(EngineError) as caught:
             handles[1].result()
+        assert "MemoryError" in caught.value.reason
         for handle, answer in zip(handles[2:], expected[2:], strict=True):
             assert same(handle.result(), answer)
         assert engine.alive
