@@ -14,10 +14,10 @@ from starlette.datastructures import Headers
 from service.auth import ANONYMOUS, KeyRing
 from service.delivery import read_delivery
 from service.images import ImageLimits, inspect
-from service.intake import Prepared, parse_form, parse_json, prepare
+from service.intake import AskOptions, Prepared, parse_form, parse_json, prepare
 from service.problems import InvalidRequestError, ServiceError, UnauthorizedError
 from tests.service.conftest import picture
-from worker.contract import JobRequest, Priority
+from worker.contract import JobRequest, Priority, PruningOptions
 from worker.settings import Settings
 
 LIMITS = ImageLimits(max_bytes=10_000, max_pixels=1_000_000, min_side=28, max_aspect=100)
@@ -74,14 +74,31 @@ def test_the_body_hash_follows_the_answer_and_not_its_delivery() -> None:
     same = prepared(base).body_hash
     assert prepared({**base, "stream": True}).body_hash == same
     assert prepared({**base, "timeout_s": 60}).body_hash == same
-    for change in (
+    small, large = ({"data": base64.b64encode(picture(width)).decode()} for width in (64, 80))
+    changes: list[dict[str, Any]] = [
         {"prompt": "!"},
         {"seed": 1},
+        {"max_tokens": 5},
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"stop": ["x"]},
+        {"pruning": {"method": "none"}},
+        {"pruning": {"method": "fastv"}},
+        {"pruning": {"policy": "p"}},
+        {"pruning": {"retention": 0.2}},
         {"priority": "batch"},
         {"timeout_s": 61},
         {"include": ["pruning_map"]},
-    ):
-        assert prepared({**base, **change}).body_hash != same
+        {"images": [small]},
+        {"images": [large]},
+        {"images": [small, large]},
+        {"images": [large, small]},
+    ]
+    hashes = {prepared({**base, **change}).body_hash for change in changes}
+    assert len(hashes | {same}) == len(changes) + 1
+    named = {name for change in changes for name in change} | {"stream"}
+    assert named == {*AskOptions.model_fields, "images"}  # a new option needs its line here
+    assert {name for change in changes for name in change.get("pruning", ())} == set(PruningOptions.model_fields)
 
 
 def test_a_job_request_keeps_every_option() -> None:
