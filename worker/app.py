@@ -1,7 +1,6 @@
 """The Celery application of a worker: JSON only, thread pool, late acknowledgement, no result backend.
 
-Messages are wake-ups and the ledger is the truth, so Celery's visibility timeout stays long and its own redelivery is
-never relied upon.
+Messages are wake-ups and the ledger is the truth: Celery's own redelivery is off, the sweeper does what is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from celery import Celery
 from kombu import Exchange, Queue
 
-from worker.contract import BROKER_TRANSPORT_OPTIONS, OLDEST_CONTRACT, Priority, queue_name, queue_task
+from worker.contract import OLDEST_CONTRACT, Priority, queue_name, queue_task
 from worker.settings import Settings
 from worker.slots import SlotCycle
 
@@ -45,9 +44,16 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
         broker_transport="worker.slots:SlotTransport",
         # Not by the URL's scheme, since the transport is named here; options in the URL (ssl_ca_certs) take its place.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.redis_url.startswith("rediss:") else False,
-        broker_transport_options=BROKER_TRANSPORT_OPTIONS
-        | {
+        broker_transport_options={
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "priority_steps": [0],
             "ack_emulation": False,
+            # Without acknowledgements nothing of ours is redelivered; the shortest of these holds for others in this Redis.
+            "visibility_timeout": 3600,
+            "unacked_mutex_expire": 30,
             "queue_order_strategy": "worker.slots:SlotCycle",
             "polling_interval": 0.1,  # a worker that ends waits for its fetch
         },

@@ -399,15 +399,3 @@ class WorkerInfo(Frozen):
     running: int
     started_ms: int
     heartbeat_ms: int
-
-
-BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
-    "visibility_timeout": 3600,
-    "unacked_mutex_expire": 30,
-    "socket_timeout": 10,
-    "socket_connect_timeout": 3,
-    "socket_keepalive": True,
-    "health_check_interval": 25,
-    "priority_steps": [0],
-}
-"""All Celery apps on one Redis share the shortest visibility timeout, so service and worker take it from here."""

