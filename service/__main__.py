@@ -17,6 +17,7 @@ def main() -> int:
     import uvicorn
 
     from service.app import create_app
+    from service.connections import BoundedConnection
 
     try:
         app = create_app(settings)
@@ -27,6 +28,7 @@ def main() -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedConnection,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.drain_s),

@@ -51,7 +51,7 @@ def make_app(settings: Settings, run: Callable[[str], None]) -> Celery:
             "health_check_interval": 25,
             "priority_steps": [0],
             "ack_emulation": False,
-            # Without acknowledgements nothing of ours is redelivered; the shortest of these holds for others in this Redis.
+            # Without acknowledgements nothing of ours is redelivered; others in this Redis share the shortest of these.
             "visibility_timeout": 3600,
             "unacked_mutex_expire": 30,
             "queue_order_strategy": "worker.slots:SlotCycle",

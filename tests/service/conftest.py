@@ -21,6 +21,7 @@ import uvicorn
 from PIL import Image
 
 from service.app import create_app
+from service.connections import BoundedConnection
 from worker import ledger
 from worker.contract import (
     SERVED_CONTRACTS,
@@ -134,7 +135,9 @@ def make_settings(redis_url: str, **changes: Any) -> Settings:
 def running_service(settings: Settings) -> Iterator[Service]:
     """Start the application on a free port of loopback."""
     app = create_app(settings)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, http=BoundedConnection, log_config=None, timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -282,6 +284,17 @@ def test_bad_input_gets_a_clear_problem_and_leaves_nothing_open(
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.json()["type"] == f"urn:erase:problem:{kind}"
     assert deployment.open_jobs() == 0
+
+
+def test_a_request_line_that_does_not_end_is_cut_off(deployment: Deployment) -> None:
+    url = httpx.URL(deployment.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as raw:
+        raw.sendall(b"GET /a")
+        with suppress(OSError):
+            for _ in range(1000):
+                raw.sendall(b"a" * 10_000)
+        with suppress(ConnectionResetError):
+            assert raw.recv(100).startswith(b"HTTP/1.1 431")
 
 
 def test_a_cancelled_job_stays_cancelled_and_frees_the_worker(deployment: Deployment) -> None:

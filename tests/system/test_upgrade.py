@@ -14,7 +14,8 @@ from tests.system.test_kills import ask_async, assert_answered_once
 
 QUESTION = bundled_number(STARTER / "samples")
 NEIGHBOUR = neighbour(QUESTION)
-OLD = {"ERASE_CONTRACT": "1", "ERASE_DRAIN_S": "0"}
+OLDEST = {"ERASE_CONTRACT": "1", "ERASE_DRAIN_S": "0"}
+OLD = {"ERASE_CONTRACT": "2", "ERASE_DRAIN_S": "0"}
 NEW = {"ERASE_DRAIN_S": "0"}
 TALK = {"model": "starter-model", "messages": [{"role": "user", "content": "what is it ?"}], "max_tokens": 2}
 
@@ -31,7 +32,11 @@ def talk(running: Deployment) -> httpx.Response:
         return client.post("/v1/chat/completions", json=TALK)
 
 
-@pytest.mark.parametrize(("before", "after"), [(OLD, NEW), (NEW, OLD)], ids=["upgrade", "rollback"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(OLD, NEW), (NEW, OLD), (OLDEST, NEW), (NEW, OLDEST)],
+    ids=["upgrade", "rollback", "long upgrade", "long rollback"],
+)
 def test_jobs_in_flight_move_to_the_workers_of_the_other_version(
     rescue: Deployment, before: dict[str, str], after: dict[str, str]
 ) -> None:
@@ -46,8 +51,8 @@ def test_jobs_in_flight_move_to_the_workers_of_the_other_version(
         assert_answered_once(rescue, job_id, question)
 
 
-def test_what_only_the_new_version_can_say_waits_for_its_workers_or_is_refused(rescue: Deployment) -> None:
-    rescue.start_worker(**OLD)
+def test_what_only_a_newer_version_can_say_waits_for_its_workers_or_is_refused(rescue: Deployment) -> None:
+    rescue.start_worker(**OLDEST)
     with rescue.http() as client:
         until(lambda: client.get("/v1/status").json()["workers"], what="the old worker")
     reply = talk(rescue)
@@ -55,6 +60,21 @@ def test_what_only_the_new_version_can_say_waits_for_its_workers_or_is_refused(r
     assert "Retry-After" in reply.headers
     rescue.start_worker(**NEW)
     until(lambda: talk(rescue).status_code == 200, what="an answer by the new worker")
+
+
+def test_a_service_that_is_put_back_still_tells_of_what_only_the_new_one_could_ask(rescue: Deployment) -> None:
+    fastv = {"pruning": '{"method": "fastv", "retention": 0.5}'}
+    job_id = ask_async(rescue, QUESTION, **fastv)
+    leaving = next(child for child in rescue.children if child.name.startswith("service"))
+    rescue.start_service(**OLD)
+    leaving.terminate()
+    with rescue.http() as client:
+        assert client.get(f"/v1/jobs/{job_id}").json()["state"] == "accepted"
+        rescue.start_worker(**NEW)
+        assert client.get(f"/v1/jobs/{job_id}?wait=30").json()["state"] == "succeeded"
+        refused = client.post("/v1/ask", files=QUESTION.files, data={"prompt": QUESTION.prompt, **fastv})
+        assert refused.status_code == 503, refused.text
+    assert rescue.ask(QUESTION).json()["answer"] == QUESTION.answer
 
 
 def test_with_no_worker_at_all_a_conversation_waits(rescue: Deployment) -> None:

@@ -35,8 +35,8 @@ from worker.contract import (
 )
 from worker.ledger import Job, NewJob, execute
 
-# Recorded from the last revision that knew version 1 only.
-V1: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/contract-v1.json").read_text())
+# Each recorded from the last revision that knew nothing newer.
+V1, V2 = (json.loads((Path(__file__).parents[1] / f"data/contract-v{version}.json").read_text()) for version in (1, 2))
 REQUEST = JobRequest.model_validate_json(V1["accepted"]["request"])
 JOB_ID = V1["accepted"]["id"]
 
@@ -48,9 +48,10 @@ def names(value: Any) -> Any:
     return [names(entry) for entry in value[:1]] if isinstance(value, list) else None
 
 
-def test_queues_and_task_of_version_1_keep_their_names() -> None:
-    assert {priority.value: queue_name(priority, 1) for priority in Priority} == V1["queues"]
-    assert {queue_task(queue) for queue in V1["queues"].values()} == {V1["task"]}
+@pytest.mark.parametrize(("version", "recorded"), [(1, V1), (2, V2)], ids=["1", "2"])
+def test_queues_and_tasks_keep_their_names(version: int, recorded: dict[str, Any]) -> None:
+    assert {priority.value: queue_name(priority, version) for priority in Priority} == recorded["queues"]
+    assert {queue_task(queue) for queue in recorded["queues"].values()} == {recorded["task"]}
     assert [queue_share(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS] == ["batch"] * 3
 
 
@@ -64,11 +65,37 @@ def test_a_job_of_version_1_is_read() -> None:
     assert finished.outcome.answer.answer == "42"
 
 
-def test_events_and_heartbeat_of_version_1_are_read() -> None:
-    token, result = (ledger.Event.from_entry((entry[0], entry[1])) for entry in V1["events"])
+def test_a_job_of_version_2_is_read() -> None:
+    job = Job.from_fields(V2["accepted"])
+    assert (job.version, job.request_id) == (2, "order-17")
+    assert [message.content for message in job.request.messages if message.role == "user"] == [
+        (0, "what is it ?"),
+        ("sure ?",),
+    ]
+    finished = Job.from_fields(V2["finished"])
+    assert finished.outcome is not None
+    assert finished.outcome.answer is not None
+
+
+@pytest.mark.parametrize(("version", "recorded"), [(1, V1), (2, V2)], ids=["1", "2"])
+def test_events_and_heartbeats_are_read(version: int, recorded: dict[str, Any]) -> None:
+    token, result = (ledger.Event.from_entry((entry[0], entry[1])) for entry in recorded["events"])
     assert TokenPayload.model_validate_json(token.data).ids == (4,)
     assert result.type is EventType.RESULT
-    assert [worker.contract for worker in parse({b"w1": V1["worker"].encode()})] == [1]
+    assert [worker.contract for worker in parse({b"w1": recorded["worker"].encode()})] == [version]
+
+
+def test_a_conversation_is_written_as_version_2_wrote_it(redis_client: redis.Redis) -> None:
+    """It refuses unknown fields, too."""
+    redis_client.set(image_key("a" * 64), b"x")
+    request = JobRequest.model_validate_json(V2["accepted"]["request"])
+    job = NewJob(JOB_ID, "ada", Priority.BATCH, request, timeout_ms=60_000, result_ttl_ms=60_000, max_open=9)
+    execute(redis_client, ledger.accept(job))
+    stored: Any = redis_client.hgetall(job_key(JOB_ID))
+    written = {name.decode(): value.decode() for name, value in stored.items()}
+    assert written.keys() >= V2["accepted"].keys()
+    assert written["queue"] == V2["queues"]["batch"]
+    assert json.loads(written["request"]) == json.loads(V2["accepted"]["request"])
 
 
 def test_a_heartbeat_of_a_later_version_is_read_without_what_it_adds() -> None:
@@ -101,12 +128,17 @@ def test_plan_and_outcome_hold_nothing_that_version_1_would_refuse(redis_client:
     assert json.loads(token.model_dump_json()) == json.loads(V1["events"][0][1]["data"])
 
 
-def test_a_job_that_version_1_accepted_runs_to_its_end(redis_client: redis.Redis) -> None:
-    redis_client.hset(job_key(JOB_ID), mapping={**V1["accepted"], "deadline_ms": 9_000_000_000_000})
+@pytest.mark.parametrize("recorded", [V1, V2], ids=["1", "2"])
+def test_a_job_that_an_older_version_accepted_runs_to_its_end(
+    redis_client: redis.Redis, recorded: dict[str, Any]
+) -> None:
+    redis_client.hset(job_key(JOB_ID), mapping={**recorded["accepted"], "deadline_ms": 9_000_000_000_000})
     redis_client.zadd("erase:open", {JOB_ID: 0})
     taken = execute(redis_client, ledger.lease(JOB_ID, "w", 60_000, 3))
     assert taken.job is not None
-    assert execute(redis_client, ledger.finish(JOB_ID, 1, Outcome.model_validate_json(V1["finished"]["outcome"]))).ok
+    assert execute(
+        redis_client, ledger.finish(JOB_ID, 1, Outcome.model_validate_json(recorded["finished"]["outcome"]))
+    ).ok
     assert redis_client.xlen(events_key(JOB_ID)) == 1
     assert redis_client.get("erase:open_pixels") is None
 
