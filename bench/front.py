@@ -193,11 +193,10 @@ def measure_throughput(folder: Path, repetitions: int, seconds: float, concurren
     return sides
 
 
-def measure_waiters(folder: Path, count: int) -> Waiters:
-    """So many requests wait while the worker is stopped; then it answers them."""
+def measure_waiters(folder: Path, count: int, request: bytes) -> Waiters:
+    """So many of these requests wait while the worker is stopped; then it answers them."""
     settings = {"ERASE_TIMEOUT_S": "590", "ERASE_MAX_OPEN_JOBS": str(count + 100), "ERASE_INTERACTIVE_SLOTS": "24"}
     with stack(folder / "waiters", settings) as (port, children, client):
-        request = multipart_request("/v1/ask", picture(2000), "what is page ?")
         asyncio.run(closed_load(port, request, 8, 2.0))
         children["worker"].stop(10)
         before = len(client.client_list()), _resident(children["service"])
@@ -322,7 +321,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"\n{options.concurrency} requests at a time, images of {len(image) / 1000:.0f} kB")
             print(table(["side", "requests/s", "of bare (95%)", "alone p50 ms", "p95 ms"], rows))
         if "waiters" in options.only:
-            waiters = measure_waiters(folder, options.waiters)
+            request = multipart_request("/v1/ask", image, "what is page ?")
+            waiters = measure_waiters(folder, options.waiters, request)
             results["waiters"] = asdict(waiters)
             print(
                 f"\n{waiters.waiting} waiting requests on one service process: connections to Redis "

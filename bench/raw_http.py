@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from dataclasses import dataclass
 
@@ -18,6 +19,13 @@ class RawReply:
     body: bytes
     retry_after: str
     seconds: float
+
+
+def json_request(path: str, body: object) -> bytes:
+    """A POST of this as JSON, as bytes on the wire."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    return f"{head}\r\n\r\n".encode() + content
 
 
 def multipart_request(path: str, image: bytes, prompt: str, headers: dict[str, str] | None = None) -> bytes:

@@ -54,8 +54,10 @@ async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     """Answer in the response, in a stream of events, or later under `/v1/jobs/{id}`."""
     delivery = read_delivery(request.headers)
     with await runtime.admission.question(caller, request.headers, delivery.record(caller.owner)) as place:
-        question = await read_question(request, runtime.settings)
-        submission = await submit(runtime, request, caller, delivery, question, place)
+        # No name here for the question: its images would stay in memory as long as the request waits.
+        submission = await submit(
+            runtime, request, caller, delivery, await read_question(request, runtime.settings), place
+        )
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)
@@ -72,11 +74,15 @@ async def read_question(request: Request, settings: Settings) -> Ask:
     kind = media_type(request)
     async with upload_time():
         if kind == "application/json":
-            body = await request.body()
-            return await asyncio.to_thread(parse_json, body)
+            return await asyncio.to_thread(parse_json, await read_body(request))
         if kind == "multipart/form-data":
             return await _read_form(request, settings)
     raise UnsupportedMediaTypeError("Send multipart/form-data or application/json.")
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; unlike `request.body()` it is not kept as long as the request is."""
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 def media_type(request: Request) -> str:

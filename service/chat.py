@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +13,8 @@ from fastapi.sse import format_sse_event
 
 from service import openapi
 from service.access import Asker, JobsCaller
-from service.ask import media_type, upload_time
+from service.ask import media_type, read_body, upload_time
+from service.auth import Caller
 from service.chat_answer import (
     ChatChunk,
     ChatCompletion,
@@ -25,8 +26,8 @@ from service.chat_answer import (
     TokenCount,
     created,
 )
-from service.chat_request import ChatRequest, parse_chat
-from service.delivery import read_delivery
+from service.chat_request import Wanted, parse_chat
+from service.delivery import Delivery, read_delivery
 from service.events import KEEP_ALIVE_S, EventStream
 from service.problems import (
     ServiceError,
@@ -36,7 +37,7 @@ from service.problems import (
     openai_response,
 )
 from service.runtime import Process, Runtime
-from service.submission import submit
+from service.submission import Submission, submit
 from service.waiting import Watch, unless_client_leaves
 from worker.contract import EventType, Outcome, Problem, TokenPayload, WorkerInfo
 
@@ -75,14 +76,11 @@ async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Re
     """OpenAI's chat completion, or with `stream` its chunks; `erase` says what pruning saved."""
     delivery = read_delivery(request.headers).here_and_now()
     with await runtime.admission.question(caller, request.headers, delivery.record(caller.owner)) as place:
-        body = await _read_json(request)
-        chat, question = await asyncio.to_thread(parse_chat, body)
-        _check_model(chat.model, await runtime.workers.alive())
-        submission = await submit(runtime, request, caller, delivery, question, place)
+        submission, wanted = await _submit(runtime, request, caller, delivery, place)
     job_id = submission.job_id
     watch = await submission.watch()
-    if question.stream:
-        return EventStream(_chunks(watch, job_id, chat), job_id)
+    if wanted.stream:
+        return EventStream(_chunks(watch, job_id, wanted), job_id)
     with watch:
         outcome = await unless_client_leaves(request.receive, watch.outcome())
     headers = {"Content-Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"}
@@ -90,6 +88,15 @@ async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Re
         # The job has had its attempts: a client must not send it again by itself, as OpenAI's does at 409 and 5xx.
         return openai_response(_problem(outcome), headers | {"X-Should-Retry": "false"})
     return Response(ChatCompletion.of(outcome.answer).model_dump_json(), 200, headers, "application/json")
+
+
+async def _submit(
+    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, place: ExitStack
+) -> tuple[Submission, Wanted]:
+    """In a function of its own, so that nothing holds the images while the request waits."""
+    wanted, question = await asyncio.to_thread(parse_chat, await _read_json(request))
+    _check_model(wanted.model, await runtime.workers.alive())
+    return await submit(runtime, request, caller, delivery, question, place), wanted
 
 
 async def _models(runtime: Runtime) -> tuple[Model, ...]:
@@ -104,7 +111,7 @@ async def _read_json(request: Request) -> bytes:
     if media_type(request) != "application/json":
         raise UnsupportedMediaTypeError("Send application/json.")
     async with upload_time():
-        return await request.body()
+        return await read_body(request)
 
 
 def _check_model(model: str, workers: Sequence[WorkerInfo]) -> None:
@@ -122,14 +129,14 @@ def _problem(outcome: Outcome) -> Problem:
     return outcome.problem
 
 
-async def _chunks(watch: Watch, job_id: str, chat: ChatRequest) -> AsyncGenerator[bytes]:
+async def _chunks(watch: Watch, job_id: str, wanted: Wanted) -> AsyncGenerator[bytes]:
     """The chunks of the answer as server-sent events; none before the first token, `[DONE]` only after success."""
 
     def chunk(*choices: ChunkChoice, usage: TokenCount | None = None, erase: Savings | None = None) -> bytes:
         whole = ChatChunk(
-            id=job_id, created=created(job_id), model=chat.model, choices=choices, usage=usage, erase=erase
+            id=job_id, created=created(job_id), model=wanted.model, choices=choices, usage=usage, erase=erase
         )
-        return format_sse_event(data_str=whole.body(with_usage=chat.include_usage))
+        return format_sse_event(data_str=whole.body(with_usage=wanted.usage))
 
     role: Literal["assistant"] | None = "assistant"
     outcome = Outcome()
@@ -154,7 +161,7 @@ async def _chunks(watch: Watch, job_id: str, chat: ChatRequest) -> AsyncGenerato
         return
     answer = outcome.answer
     yield chunk(ChunkChoice(delta=Delta(role=role), finish_reason=answer.finish_reason), erase=Savings.of(answer))
-    if chat.include_usage:
+    if wanted.usage:
         yield chunk(usage=TokenCount.of(answer))
     yield format_sse_event(data_str="[DONE]")
 

@@ -5,6 +5,7 @@ A field whose value asks for something that is not built is refused; the value t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -145,10 +146,19 @@ class ChatRequest(Frozen):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-def parse_chat(body: bytes) -> tuple[ChatRequest, Ask]:
+@dataclass(frozen=True)
+class Wanted:
+    """What the answer needs to know of its request; `usage` tells whether a stream ends with the tokens' count."""
+
+    model: str
+    stream: bool
+    usage: bool
+
+
+def parse_chat(body: bytes) -> tuple[Wanted, Ask]:
     """Parse the body. Raises `MalformedBodyError` or `InvalidRequestError`."""
     request = parse_as(ChatRequest, body)
-    return request, _question(request)
+    return Wanted(request.model, bool(request.stream), request.include_usage), _question(request)
 
 
 def _question(request: ChatRequest) -> Ask:
