@@ -54,6 +54,7 @@ from worker.contract import OPEN_KEY, WORKERS_KEY
 READY_S = 60.0
 UPLOADS_AT_ONCE = 64
 OVERLOAD_ENGINE_S = 0.15
+"""With a faster one, ten times the peak is more than one process on two shared cores can refuse (bench/RESULTS.md)."""
 REFUSED = (429, 503)
 
 

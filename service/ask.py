@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from service import openapi
 from service.access import Asker
+from service.connections import BODY_S
 from service.delivery import Delivery, read_delivery
 from service.events import EventStream, answer_body, event_stream
 from service.intake import Ask, AskOptions, parse_form, parse_json
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(tags=["ask"])
 
-UPLOAD_TIMEOUT_S = 120.0
+UPLOAD_TIMEOUT_S = BODY_S
 _SPARE_FILES = 8
 _MOST_FIELDS = 64
 

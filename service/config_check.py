@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,6 @@ from service.auth import KeyRing
 from service.durability import Durability, NotDurableError
 from service.fetching import ImageFetcher
 from service.problems import UnavailableError
-from service.redis_versions import is_weak, parse_version
 from worker.ledger import NewJob
 from worker.settings import PREFIX, Settings
 
@@ -110,25 +109,15 @@ async def _redis(settings: Settings, url: str) -> list[Finding]:
     async with client:
         try:
             how = await Durability(client, settings.durability).check()
-            memory, server = await client.info("memory"), await client.info("server")
+            memory = await client.info("memory")
         except NotDurableError as error:
             return [Finding("error", error.reason)]
         except UnavailableError as error:
             return [Finding("error", error.detail)]
         except RedisError as error:
             return [Finding("error", f"Redis does not tell its memory: {type(error).__name__}")]
-    found = [Finding("ok", f"Redis is reachable; accepted jobs are kept ({how.value})"), *_version(server)]
+    found = [Finding("ok", f"Redis is reachable; accepted jobs are kept ({how.value})")]
     return [*found, _memory(settings, int(memory.get("maxmemory", 0)))]
-
-
-def _version(server: Mapping[str, object]) -> Iterator[Finding]:
-    kind = "valkey" if "valkey_version" in server else "redis"
-    text = str(server[f"{kind}_version"])
-    if is_weak(kind, parse_version(text)):
-        yield Finding(
-            "warning",
-            f"{kind} {text} has known weaknesses in scripts or blocking commands: update it",
-        )
 
 
 def _memory(settings: Settings, most: int) -> Finding:

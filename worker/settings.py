@@ -24,6 +24,8 @@ PREFIX = "ERASE_"
 ANONYMOUS = "anonymous"
 """Owner of all jobs where no keys are configured, and so of no key."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+"""What redis-py and Celery understand alike."""
 
 
 class SettingsError(Exception):
@@ -188,14 +190,17 @@ class Settings(BaseSettings):
         # Celery would take much else for a broker, and connect to another server than the rest of us.
         try:
             parts = urlsplit(value)
-            usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and (parts.port or 1) > 0
-            options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+            usable = value.startswith(("redis://", "rediss://")) and parts.port != 0
+            options = set(parse_qs(parts.query, strict_parsing=bool(parts.query)))
         except ValueError:
-            usable, options = False, {}
+            usable, options = False, set()
         if not usable or ";" in value or not re.fullmatch(r"/?\d*", parts.path):
-            raise ValueError("expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS")
-        if any(parts.scheme != "rediss" or not name.startswith("ssl_") for name in options):
-            raise ValueError("only options that begin with ssl_ may follow the address, after rediss://")
+            raise ValueError(
+                "expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS; "
+                "in a password, write ; / ? # @ and : as %3B %2F %3F %23 %40 and %3A"
+            )
+        if options and (parts.scheme != "rediss" or options - _TLS_OPTIONS):
+            raise ValueError(f"of options only {', '.join(sorted(_TLS_OPTIONS))} may follow, after rediss://")
         return value
 
     @field_validator("api_keys")

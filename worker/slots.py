@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from celery.worker import state
 from kombu.transport.redis import Channel, Transport
 from kombu.utils.scheduling import round_robin_cycle
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from worker.contract import queue_share
 
@@ -65,6 +65,8 @@ class SlotChannel(Channel):  # type: ignore[misc]
         """End the running fetch if it left out a queue that has a free slot by now."""
         if not (self._in_poll and self._left_out and self._connection_id):
             return
+        if self._connection_id[0] is not self._in_poll._sock:  # an older one's, and by now perhaps somebody else's
+            return
         if len(self._queue_cycle.consume(len(self.active_queues))) <= self._fetched:
             return
         self._left_out = 0
@@ -82,9 +84,10 @@ class SlotChannel(Channel):  # type: ignore[misc]
             return
         try:
             command()
-        except ResponseError:
-            SlotChannel._may_unblock = False
-            log.warning("without CLIENT ID and CLIENT UNBLOCK a free slot waits for the end of a fetch")
+        except ResponseError as error:
+            if isinstance(error, NoPermissionError) or "unknown" in str(error).lower():
+                SlotChannel._may_unblock = False
+                log.warning("without CLIENT ID and CLIENT UNBLOCK a free slot waits for the end of a fetch")
 
     def _learn_connection_id(self) -> None:
         connection = self.client.connection

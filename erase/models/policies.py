@@ -23,10 +23,12 @@ def find_policy(name: str, loaded: LoadedModel, also: Sequence[str] = ()) -> Pol
     Raises:
         PolicyError: there is neither, or the file cannot be used.
     """
-    known = known_policies(loaded)
-    if name in known:
-        return known[name]
+    own = loaded.own_policies
+    if name in own:
+        return load_policy(own[name])
+    if name in preset_names():
+        return preset(name)
     if not Path(name).is_file():
-        names = ", ".join([*also, *known])
+        names = ", ".join([*also, *own, *preset_names()])
         raise PolicyError(f"there is no policy {name!r}: expected {names} or the path of a policy file")
     return load_policy(name)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import redis
 
-from service import config_check
 from service.cli import main
 from tests.worker.helpers import accept, encoded, lease, lose_lease, state
 from worker import ledger
@@ -152,11 +151,6 @@ class TestConfigCheck:
         assert status == 0
         # 2 GiB x 0.9 / 1.25, by (60 + 600 s) x 500 kB + (60 + 3600 s) x 8 KiB + 173,400 s x 256 bytes
         assert "Redis has 2048 MiB: enough for 3.8 jobs a second" in report
-
-    def test_a_redis_with_known_weaknesses_is_told(self) -> None:
-        (finding,) = config_check._version({"redis_version": "8.2.1"})
-        assert (finding.level, "redis 8.2.1 has known weaknesses" in finding.text) == ("warning", True)
-        assert not list(config_check._version({"redis_version": "7.2.4", "valkey_version": "9.0.1"}))
 
     @pytest.mark.parametrize(
         ("setting", "value", "what"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,6 @@ import redis
 
 from service import embedded_redis
 from service.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from service.redis_versions import is_weak, parse_version
 
 
 def _alive(pid: int) -> bool:
@@ -105,46 +103,8 @@ def test_a_server_on_path_is_preferred_only_if_new_enough(tmp_path: Path, monkey
     server.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert embedded_redis.find_server() != server
-    server.write_text("#!/bin/sh\necho 'Redis server v=7.4.6 sha=0'\n")
-    assert embedded_redis.find_server() == server
-
-
-def test_a_server_with_known_weaknesses_is_the_last_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    bundled = embedded_redis._bundled_server()
-    assert bundled is not None
-    server = tmp_path / "redis-server"
     server.write_text("#!/bin/sh\necho 'Redis server v=7.4.1 sha=0'\n")
-    server.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(shutil, "which", lambda name: str(server) if name == "redis-server" else None)
-    assert embedded_redis.find_server() == bundled
-    monkeypatch.setattr(embedded_redis, "_bundled_server", lambda: None)
     assert embedded_redis.find_server() == server
-
-
-@pytest.mark.parametrize(
-    ("server", "version", "weak"),
-    [
-        ("redis", "7.2.10", True),
-        ("redis", "7.2.11", False),
-        ("redis", "8.2.1", True),
-        ("redis", "8.4.0", False),
-        ("redis", "8.6.2", True),
-        ("redis", "7.0.15", True),
-        ("valkey", "8.1.3", True),
-        ("valkey", "8.1.4", False),
-        ("valkey", "9.0.0", False),
-        ("redis", "unknown", True),
-    ],
-)
-def test_versions_with_known_weaknesses(server: str, version: str, weak: bool) -> None:
-    assert is_weak(server, parse_version(version)) is weak
-
-
-def test_what_we_bundle_has_none() -> None:
-    bundled = embedded_redis._bundled_server()
-    assert bundled is not None
-    assert not is_weak("valkey", embedded_redis._version(bundled))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the child only on Linux")

@@ -42,7 +42,7 @@ def requests() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["form", "json", "chat"])
 def test_waiting_requests_take_no_connections_hold_no_images_and_are_all_answered(tmp_path: Path, kind: str) -> None:
-    count = 200
+    count = 400
     waiters = measure_waiters(tmp_path, count, requests()[kind])
     print(waiters)
     assert waiters.answered == count
