@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
@@ -25,6 +25,7 @@ from service.problems import (
     ServiceError,
     StorageFullError,
     TooManyRequestsError,
+    UnavailableError,
 )
 from worker.contract import OPEN_KEY, OPEN_PIXELS_KEY, PREFIX, owner_open_key
 from worker.ledger import execute_async, recount
@@ -58,6 +59,7 @@ class Admission:
         self._recounted: dict[str, float] = {}
         self._seen: dict[str, _Seen] = {}
         self._coming = _Coming()
+        self._held = _Held(settings.max_held_bytes)
 
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
@@ -73,15 +75,14 @@ class Admission:
             if not self._requests[caller.owner]:
                 del self._requests[caller.owner]
 
-    async def question(self, caller: Caller, headers: Headers, record: str) -> ExitStack:
+    async def question(self, caller: Caller, headers: Headers, record: str) -> Place:
         """Admit a question with this idempotency record (or none), before its body is read.
 
-        It takes a place until what is returned is closed: when it ends, and at the latest when the ledger counts it.
         Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError` or `StorageFullError`, and `RedisError`.
         """
         await self._check_rate(caller)
         if await self._is_known_or_fits(caller, record):
-            return ExitStack()
+            return Place(self._held)
         length = headers.get("content-length", "")
         size = int(length) if length.isdigit() else 0
         try:
@@ -89,8 +90,8 @@ class Admission:
         except StorageFullError:
             if not record or not (await self._look(caller, record))[1]:
                 raise
-        place = ExitStack()
-        place.enter_context(self._coming.one(caller.owner, size))
+        place = Place(self._held)
+        place.counted.enter_context(self._coming.one(caller.owner, size))
         return place
 
     async def take_memory(self, size: int) -> None:
@@ -188,6 +189,41 @@ class _Seen:
     def doubled(self) -> _Seen:
         """As if twice as much were open."""
         return _Seen(self.at, 2 * self.open_jobs, 2 * self.own, 2 * self.pixels)
+
+
+@dataclass
+class _Held:
+    """Bytes of all bodies that this process holds, and how many it may."""
+
+    most: int
+    now: int = 0
+
+
+class Place:
+    """What a question takes up until it is a job or refused: a place among those that come, and its body's bytes."""
+
+    def __init__(self, held: _Held) -> None:
+        self.counted = ExitStack()
+        self._held = held
+        self._taken = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._held.now -= self._taken
+
+    def take(self, size: int) -> None:
+        """A part of the body has come. Raises `UnavailableError` if all together are more than may be held."""
+        self._taken += size
+        self._held.now += size
+        if self._held.now > self._held.most:
+            raise UnavailableError("As many bytes are being uploaded as this process takes at a time.")
+
+    def close(self) -> None:
+        """Leave the place among those that come, at the latest before the ledger counts the question."""
+        self.counted.close()
 
 
 class _Coming:

@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from service import openapi
 from service.access import Asker
+from service.admission import Place
 from service.connections import BODY_S
 from service.delivery import Delivery, read_delivery
 from service.events import EventStream, answer_body, event_stream
@@ -57,7 +58,7 @@ async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     with await runtime.admission.question(caller, request.headers, delivery.record(caller.owner)) as place:
         # No name here for the question: its images would stay in memory as long as the request waits.
         submission = await submit(
-            runtime, request, caller, delivery, await read_question(request, runtime.settings), place
+            runtime, request, caller, delivery, await read_question(request, runtime.settings, place), place
         )
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
@@ -70,20 +71,24 @@ async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     return await _answer(request, runtime, watch, job_id)
 
 
-async def read_question(request: Request, settings: Settings) -> Ask:
-    """Read and parse the body within a time limit. Raises a client error of `service.problems`."""
+async def read_question(request: Request, settings: Settings, place: Place) -> Ask:
+    """Read and parse the body within a time limit. Raises an error of `service.problems`."""
     kind = media_type(request)
     async with upload_time():
         if kind == "application/json":
-            return await asyncio.to_thread(parse_json, await read_body(request))
+            return await asyncio.to_thread(parse_json, await read_body(request, place))
         if kind == "multipart/form-data":
-            return await _read_form(request, settings)
+            return await _read_form(request, settings, place)
     raise UnsupportedMediaTypeError("Send multipart/form-data or application/json.")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; unlike `request.body()` it is not kept as long as the request is."""
-    return b"".join([chunk async for chunk in request.stream()])
+async def read_body(request: Request, place: Place) -> bytes:
+    """The whole body; unlike that of `request.body()` it is not kept as long as the request is."""
+    chunks = []
+    async for chunk in request.stream():
+        place.take(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def media_type(request: Request) -> str:
@@ -101,8 +106,8 @@ async def upload_time() -> AsyncIterator[None]:
         raise MalformedBodyError(f"The body did not arrive within {UPLOAD_TIMEOUT_S:g} seconds.") from None
 
 
-async def _read_form(request: Request, settings: Settings) -> Ask:
-    request = Request(request.scope, _Whole(request).receive)
+async def _read_form(request: Request, settings: Settings, place: Place) -> Ask:
+    request = Request(request.scope, _Whole(request, place).receive)
     try:
         form = request.form(
             max_files=settings.max_images + _SPARE_FILES,
@@ -134,8 +139,9 @@ class _Whole:
 
     _REMEMBERED = 1024
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, place: Place) -> None:
         self._receive = request.receive
+        self._place = place
         _, options = parse_options_header(request.headers["content-type"])
         self._end = b"--" + options.get(b"boundary", b"") + b"--"
         self._last = b""
@@ -143,6 +149,7 @@ class _Whole:
     async def receive(self) -> Message:
         """The next message. Raises `MultiPartException`, as the parser does, so that it closes what it opened."""
         message = await self._receive()
+        self._place.take(len(message.get("body", b"")))
         self._last = (self._last + message.get("body", b""))[-self._REMEMBERED :]
         if message["type"] == "http.request" and not message.get("more_body") and self._end not in self._last:
             raise MultiPartException("its end is missing")

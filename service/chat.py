@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +13,7 @@ from fastapi.sse import format_sse_event
 
 from service import openapi
 from service.access import Asker, JobsCaller
+from service.admission import Place
 from service.ask import media_type, read_body, upload_time
 from service.auth import Caller
 from service.chat_answer import (
@@ -91,10 +92,10 @@ async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Re
 
 
 async def _submit(
-    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, place: ExitStack
+    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, place: Place
 ) -> tuple[Submission, Wanted]:
     """In a function of its own, so that nothing holds the images while the request waits."""
-    wanted, question = await asyncio.to_thread(parse_chat, await _read_json(request))
+    wanted, question = await asyncio.to_thread(parse_chat, await _read_json(request, place))
     _check_model(wanted.model, await runtime.workers.alive())
     return await submit(runtime, request, caller, delivery, question, place), wanted
 
@@ -107,11 +108,11 @@ async def _models(runtime: Runtime) -> tuple[Model, ...]:
     return tuple(Model(id=name, created=since, root=name) for name, since in sorted(started.items()))
 
 
-async def _read_json(request: Request) -> bytes:
+async def _read_json(request: Request, place: Place) -> bytes:
     if media_type(request) != "application/json":
         raise UnsupportedMediaTypeError("Send application/json.")
     async with upload_time():
-        return await read_body(request)
+        return await read_body(request, place)
 
 
 def _check_model(model: str, workers: Sequence[WorkerInfo]) -> None:

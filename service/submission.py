@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from fastapi import Request
 
 from service.acceptance import accept_job, attach_job
+from service.admission import Place
 from service.auth import Caller
 from service.delivery import Delivery
 from service.intake import Ask, Prepared, prepare
@@ -51,7 +51,7 @@ class Submission:
 
 
 async def submit(
-    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask, place: ExitStack
+    runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, ask: Ask, place: Place
 ) -> Submission:
     """Check the question, fetch its images, and accept it durably as a job, which wakes a worker.
 

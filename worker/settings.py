@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     dead_ttl_s: Annotated[int, Field(ge=10)] = Field(
         86_400, description="how long a dead-lettered job and its images stay, to be asked again"
     )
+    max_held_bytes: Annotated[int, Field(ge=1)] = Field(
+        1_073_741_824, description="bodies that a service process holds at once, before 503 unavailable"
+    )
     max_open_jobs: Annotated[int, Field(ge=1)] = Field(10_000, description="open jobs before 503 queue-full")
     max_open_pixels: Annotated[int | None, Field(ge=784)] = Field(
         None, description="width x height of all images of open jobs before 503 queue-full; empty: any number"

@@ -270,6 +270,22 @@ def test_questions_on_their_way_take_a_place_so_that_a_rush_is_refused_before_it
     refused(limited.ask(headers=LATER), 503, "queue-full")
 
 
+@limits(max_held_bytes=150_000)
+@pytest.mark.parametrize("path", ["/v1/ask", "/v1/chat/completions"])
+def test_a_process_holds_so_many_bytes_of_bodies_at_a_time(limited: Service, path: str) -> None:
+    held, url = limited.app.state.runtime.admission._held, limited.http.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=5) as slow:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 120000\r\n\r\n"
+        slow.sendall(head.encode() + b" " * 100_000)
+        until(lambda: held.now == 100_000, "the slow body")
+        form = {"image": picture() + bytes(60_000)}
+        refused(limited.http.post("/v1/ask", files=form, data={"prompt": "?"}), 503, "unavailable")
+        assert limited.http.post(path, json={"prompt": "x" * 60_000}).status_code == 503
+    until(lambda: held.now == 0, "its end")
+    assert limited.ask(headers=LATER).status_code == 202
+    assert held.now == 0
+
+
 @limits(key_open_jobs=2)
 def test_a_question_never_counts_twice_on_its_way_and_in_the_ledger(
     limited: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
@@ -307,10 +323,14 @@ def test_they_count_against_their_owner(
 def test_a_slow_upload_keeps_its_place_for_a_moment_only(
     limited: Service, slow_uploads: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.COMING_S", 0.2)
+    monkeypatch.setattr("service.admission.COMING_S", 1.0)
+    coming = limited.app.state.runtime.admission._coming
     slow_uploads()
+    until(lambda: coming.all() == 1, "the upload")
+    refused(limited.ask(headers=LATER), 503, "queue-full")
     until(lambda: limited.ask(headers=LATER).status_code == 202, "the upload's place")
-    assert limited.app.state.runtime.admission._coming._since == {}
+    until(lambda: coming.all() == 0, "nobody on the way")
+    assert coming._since == {}
 
 
 @limits(max_open_jobs=1)
