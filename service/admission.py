@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from redis.asyncio import Redis
@@ -90,9 +91,7 @@ class Admission:
         except StorageFullError:
             if not record or not (await self._look(caller, record))[1]:
                 raise
-        place = Place(self._held)
-        place.counted.enter_context(self._coming.one(caller.owner, size))
-        return place
+        return Place(self._held, self._coming.add(caller.owner, size))
 
     async def take_memory(self, size: int) -> None:
         """These bytes will be stored in Redis. Raises `StorageFullError` unless they leave the headroom free."""
@@ -135,12 +134,13 @@ class Admission:
 
     async def _is_known_or_fits(self, caller: Caller, record: str) -> bool:
         """True for a question that already is a job: that one may always be attached to."""
-        age = math.inf if (seen := self._seen.get(caller.owner)) is None else time.monotonic() - seen.at
-        if seen is not None and age < COUNTS_GOOD_FOR_S and self._problem(caller, seen.doubled) is None:
-            # With twice as much there was room a moment ago: `accept`, which counts exactly, need not be spared.
-            return False
-        if seen is not None and age < REFUSALS_GOOD_FOR_S and not record and (full := self._problem(caller, seen)):
-            raise full
+        if (seen := self._seen.get(caller.owner)) is not None:
+            age = time.monotonic() - seen.at
+            if age < COUNTS_GOOD_FOR_S and self._problem(caller, seen.doubled) is None:
+                # With twice as much there was room a moment ago: `accept`, which counts exactly, need not be spared.
+                return False
+            if age < REFUSALS_GOOD_FOR_S and not record and (full := self._problem(caller, seen)):
+                raise full
         seen, known = await self._look(caller, record)
         if known:
             return True
@@ -202,8 +202,9 @@ class _Held:
 class Place:
     """What a question takes up until it is a job or refused: a place among those that come, and its body's bytes."""
 
-    def __init__(self, held: _Held) -> None:
-        self.counted = ExitStack()
+    def __init__(self, held: _Held, leave: Callable[[], None] = lambda: None) -> None:
+        self.leave = leave
+        """Gives the place up, at the latest before the ledger counts the question; harmless when repeated."""
         self._held = held
         self._taken = 0
 
@@ -211,7 +212,7 @@ class Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.leave()
         self._held.now -= self._taken
 
     def take(self, size: int) -> None:
@@ -221,10 +222,6 @@ class Place:
         if self._held.now > self._held.most:
             raise UnavailableError("As many bytes are being uploaded as this process takes at a time.")
 
-    def close(self) -> None:
-        """Leave the place among those that come, at the latest before the ledger counts the question."""
-        self.counted.close()
-
 
 class _Coming:
     """Questions that were let in and are not jobs yet: not counted, a rush would be refused after its bodies only."""
@@ -233,19 +230,18 @@ class _Coming:
         self._since: dict[str, OrderedDict[object, tuple[float, int]]] = {}
         self._size = 0
 
-    @contextmanager
-    def one(self, owner: str, size: int) -> Iterator[None]:
-        """Count a question of the owner, of so many bytes, while the block runs, but no longer than `COMING_S`."""
+    def add(self, owner: str, size: int) -> Callable[[], None]:
+        """Count a question of so many bytes until what is returned is called, but no longer than `COMING_S`."""
         question = object()
         self._since.setdefault(owner, OrderedDict())[question] = time.monotonic(), size
         self._size += size
-        try:
-            yield
-        finally:
-            own = self._since.get(owner, OrderedDict())
-            _, size = own.pop(question, (0.0, 0))
-            self._size -= size
-            self._tidy(owner, own)
+        return partial(self._remove, owner, question)
+
+    def _remove(self, owner: str, question: object) -> None:
+        own = self._since.get(owner, OrderedDict())
+        _, size = own.pop(question, (0.0, 0))
+        self._size -= size
+        self._tidy(owner, own)
 
     def of(self, owner: str) -> int:
         """How many are the owner's."""

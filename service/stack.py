@@ -213,8 +213,6 @@ class Stack:
                 client.ping()
         except redis.RedisError as error:
             raise StackError(f"the Redis of ERASE_REDIS_URL cannot be used: {error}") from None
-        except ValueError:  # whose text may hold a part of the password
-            raise StackError("ERASE_REDIS_URL cannot be read as a URL") from None
 
     def _check_disk(self) -> None:
         try:

@@ -63,14 +63,14 @@ async def submit(
     job = _new_job(runtime, request.scope["erase.request_id"], caller, delivery, prepared)
     accepted = None
     if job.idempotency_key:
-        place.close()
+        place.leave()
         accepted = await attach_job(runtime, job)
     if accepted is None:
         if ask.remote:
             fetched = await runtime.fetcher.fetch(ask)
             prepared = await asyncio.to_thread(prepare, fetched, runtime.settings, workers)
             job = replace(job, request=prepared.request)
-        place.close()
+        place.leave()
         accepted = await accept_job(runtime, job, prepared.files)
     attached, job_id = accepted.status == "attached", accepted.subject
     request.scope["erase.job_id"] = job_id

@@ -46,9 +46,7 @@ class SlotChannel(Channel):  # type: ignore[misc]
     do_restore = False
 
     _fetched = 0
-    """How many queues the running fetch waits for."""
-    _left_out = 0
-    """How many queues it leaves out, until that is seen to have changed."""
+    """How many queues the running fetch waits for; all of them once it is being ended."""
     _connection_id: tuple[Any, int] | None = None
     """The socket of the fetches, and what Redis calls it."""
     _may_unblock = True
@@ -56,20 +54,19 @@ class SlotChannel(Channel):  # type: ignore[misc]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         self._fetched = len(self._queue_cycle.consume(len(self.active_queues)))
-        self._left_out = len(self.active_queues) - self._fetched
-        if self._fetched and self._left_out:
+        if 0 < self._fetched < len(self.active_queues):
             self._if_allowed(self._learn_connection_id)
         super()._brpop_start(timeout)
 
     def rejoin(self) -> None:
         """End the running fetch if it left out a queue that has a free slot by now."""
-        if not (self._in_poll and self._left_out and self._connection_id):
+        if not (self._in_poll and self._fetched < len(self.active_queues) and self._connection_id):
             return
         if self._connection_id[0] is not self._in_poll._sock:  # an older one's, and by now perhaps somebody else's
             return
         if len(self._queue_cycle.consume(len(self.active_queues))) <= self._fetched:
             return
-        self._left_out = 0
+        self._fetched = len(self.active_queues)
         self._if_allowed(self._unblock)
 
     def _unblock(self) -> None:

@@ -141,6 +141,7 @@ def test_a_refused_key_does_not_appear_in_the_message(monkeypatch: pytest.Monkey
         "redis://h:0",
         "redis://host:99999",
         "redis://h/db",
+        "redis://:pa/ss@host",
         "sentinel://h;h2",
     ],
 )
