@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bench.demo_model.dense import dense_sample
+from bench.demo_model.grounding import grounded
+from bench.demo_model.looks import CELL, LOOKS, Grid, looks_of
 from bench.demo_model.network import Batch
 from bench.demo_model.recipe import Phase, Recipe
 from bench.demo_model.tokenizer import SYSTEM
@@ -25,7 +27,6 @@ from erase import synthetic
 from erase.synthetic import colours, icons, shapes
 from erase.synthetic.sample import Mark, Question, Sample
 
-CELL = 28
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,%:/-"
 _CLASSES = [
     *(("glyph", character) for character in _CHARACTERS),
@@ -84,7 +85,7 @@ class Collator:
 
     def batch(self, samples: Sequence[Sample], asked: Sequence[Sequence[Question]]) -> Batch:
         columns, rows = (side // CELL for side in samples[0].image.size)
-        lines = [self._line(questions, rows, columns) for questions in asked]
+        lines = [self._line(sample, questions, rows, columns) for sample, questions in zip(samples, asked, strict=True)]
         length = max(len(line.tokens) for line in lines)
         return Batch(
             images=torch.from_numpy(np.stack([np.asarray(sample.image) for sample in samples])),
@@ -93,11 +94,12 @@ class Collator:
             branch=torch.stack([_padded(line.branch, length, -1) for line in lines]),
             targets=torch.stack([_padded(line.targets, length, -100) for line in lines]),
             marks=_marks([sample.marks for sample in samples], columns, rows),
+            looks={kind: _pairs([line.looks[kind] for line in lines]) for kind in LOOKS},
             image_start=len(self.chat.before_image),
             families=tuple(sample.family for sample in samples),
         )
 
-    def _line(self, questions: Sequence[Question], rows: int, columns: int) -> _Line:
+    def _line(self, sample: Sample, questions: Sequence[Question], rows: int, columns: int) -> _Line:
         chat = self.chat
         start = len(chat.before_image)
         line = _Line()
@@ -108,11 +110,18 @@ class Collator:
         line.add(chat.after_image, 0, range(behind, behind + len(chat.after_image)))
         behind += len(chat.after_image)
         for number, question in enumerate(questions, 1):
-            asked = [*self._ids(question.text), *chat.before_answer]
-            answer = [*self._ids(question.answer), chat.end]
+            text, reply = (
+                self.tokenizer.encode(one, add_special_tokens=False) for one in (question.text, question.answer)
+            )
+            asked = [*text.ids, *chat.before_answer]
+            answer = [*reply.ids, chat.end]
+            begin = len(line.tokens)
             line.add(asked + answer, number, range(behind, behind + len(asked) + len(answer)))
             first = len(line.tokens) - len(answer) - 1
             line.targets[first : first + len(answer)] = answer
+            grounds = grounded(sample, question)
+            for kind, pairs in looks_of(grounds, Grid(rows, columns, start), (begin, text), (first, reply)).items():
+                line.looks[kind] += pairs
         return line
 
     def _ids(self, text: str) -> list[int]:
@@ -127,6 +136,7 @@ class _Line:
         self.positions: list[tuple[int, int, int]] = []
         self.branch: list[int] = []
         self.targets: list[int] = []
+        self.looks: dict[str, list[tuple[int, int]]] = {kind: [] for kind in LOOKS}
 
     def add(self, tokens: list[int], branch: int, positions: Sequence[Any]) -> None:
         self.tokens += tokens
@@ -262,6 +272,11 @@ def _marks(marks: Sequence[Sequence[Mark]], columns: int, rows: int) -> Tensor:
             if number is not None and 0 <= column < columns and 0 <= row < rows:
                 third = int(x % CELL * THIRDS / CELL)
                 found.append((image, row * columns + column, third * KINDS + number))
+    return torch.tensor(found, dtype=torch.long).view(-1, 3)
+
+
+def _pairs(lines: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    found = [(image, *pair) for image, pairs in enumerate(lines) for pair in sorted(set(pairs))]
     return torch.tensor(found, dtype=torch.long).view(-1, 3)
 
 

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 
-from bench.demo_model.data import CELL, MARK_CLASSES, Collator, fitted
+from bench.demo_model.data import MARK_CLASSES, Collator, fitted
+from bench.demo_model.looks import CELL
 from bench.demo_model.network import TrainingNetwork
 from bench.demo_model.validate import answered
 from bench.report import table, this_machine, write_json

@@ -7,13 +7,15 @@ other. A test holds that the logits equal the stock model's, question by questio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bench.demo_model.recipe import Head
 
 WINDOW = 4
 """Vision tokens along a side of an attention window (112 pixels)."""
@@ -32,6 +34,7 @@ class Batch:
         branch: (B, L) 0 for what all questions share, 1 and on for a question and its answer, -1 for padding.
         targets: (B, L) the token to predict after each, -100 where nothing is learned.
         marks: (M, 3) which image, vision token and class is marked, for the auxiliary loss.
+        looks: by kind (looks.py) (G, 3) image, position that looks, position that it should look at.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class Batch:
     branch: Tensor
     targets: Tensor
     marks: Tensor
+    looks: Mapping[str, Tensor]
     image_start: int
     families: tuple[str, ...] = ()
 
@@ -59,6 +63,7 @@ class Batch:
             branch=change(self.branch),
             targets=change(self.targets),
             marks=change(self.marks),
+            looks={kind: change(pairs) for kind, pairs in self.looks.items()},
         )
 
 
@@ -79,11 +84,62 @@ class TrainingNetwork(nn.Module):
         """Logits (A, V) of the answer tokens of all questions, and the right ones (A,)."""
         return self.answer(batch, self.look(batch))
 
-    def answer(self, batch: Batch, vision: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` with vision tokens that are there already."""
-        hidden = decode(self.model.model.language_model, batch, vision)
+    def answer(self, batch: Batch, vision: Tensor, looks: Looks | None = None) -> tuple[Tensor, Tensor]:
+        """`forward` with vision tokens that are there already; `looks` takes note of where heads look."""
+        hidden = decode(self.model.model.language_model, batch, vision, looks)
         learned = batch.targets >= 0
         return self.model.lm_head(hidden[learned]), batch.targets[learned]
+
+
+class Looks:
+    """What watched heads miss, by kind of look: means of -log(attention on the cells that should be looked at)."""
+
+    def __init__(self, heads: Mapping[str, Sequence[Head]]) -> None:
+        self.heads = heads
+        self.missed: dict[str, list[Tensor]] = {kind: [] for kind in heads}
+
+    def watch(
+        self, number: int, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, batch: Batch
+    ) -> None:
+        """To be called before layer `number` works on `hidden`."""
+        for kind, heads in self.heads.items():
+            for where, head in heads:
+                if where == number and len(batch.looks[kind]):
+                    share = attention_on(layer, head, hidden, cos, sin, mask, batch.looks[kind])
+                    self.missed[kind].append(-share.mean())
+
+    def losses(self) -> dict[str, Tensor]:
+        """A mean over the heads of each kind; kinds without anything to look at are left out."""
+        return {kind: torch.stack(missed).mean() for kind, missed in self.missed.items() if missed}
+
+
+def attention_on(
+    layer: Any, head: int, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, pairs: Tensor
+) -> Tensor:
+    """Logarithms of the attention that a head pays, from each position in `pairs`, to all that it is paired with.
+
+    Args:
+        pairs: (G, 3) image, position that looks, position that is looked at.
+    """
+    attention = layer.self_attn
+    width = attention.head_dim
+    normed = _norm(layer.input_layernorm, hidden)
+    rows, row_of = torch.unique(pairs[:, :2], dim=0, return_inverse=True)
+    image, place = rows.unbind(1)
+    query = _head(attention.q_proj, head, width, normed[image, place])
+    key = _head(attention.k_proj, head // attention.num_key_value_groups, width, normed)
+    query = _rotated(query, cos[image, 0, place], sin[image, 0, place])
+    key = _rotated(key, cos[:, 0], sin[:, 0])
+    scores = torch.einsum("rd,rld->rl", query.float(), key.float()[image]) * width**-0.5
+    shares: Tensor = scores.masked_fill(~mask[image, 0, place], _NEVER).log_softmax(-1)
+    wanted = torch.zeros_like(shares, dtype=torch.bool)
+    wanted[row_of, pairs[:, 2]] = True
+    return shares.masked_fill(~wanted, _NEVER).logsumexp(-1)
+
+
+def _head(projection: Any, head: int, width: int, states: Tensor) -> Tensor:
+    own = slice(head * width, (head + 1) * width)
+    return functional.linear(states, projection.weight[own], projection.bias[own])
 
 
 def compile_layers() -> None:
@@ -115,7 +171,7 @@ def _encode_patches(visual: Any, images: Tensor) -> Tensor:
     return _from_windows(hidden, rows, columns)
 
 
-def decode(language_model: Any, batch: Batch, vision: Tensor) -> Tensor:
+def decode(language_model: Any, batch: Batch, vision: Tensor, looks: Looks | None = None) -> Tensor:
     """Hidden states (B, L, D) after the last norm."""
     start = batch.image_start
     hidden = language_model.embed_tokens(batch.tokens)
@@ -123,7 +179,9 @@ def decode(language_model: Any, batch: Batch, vision: Tensor) -> Tensor:
     hidden = torch.cat([hidden[:, :start], vision.to(hidden.dtype), hidden[:, after:]], dim=1)
     mask = attention_mask(batch.branch)
     cos, sin = _text_angles(language_model, batch.positions)
-    for layer in language_model.layers:
+    for number, layer in enumerate(language_model.layers):
+        if looks:
+            looks.watch(number, layer, hidden, cos, sin, mask, batch)
         hidden = _decoder_layer(layer, hidden, cos, sin, mask)
     return _norm(language_model.norm, hidden)
 

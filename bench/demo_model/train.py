@@ -28,7 +28,7 @@ from transformers import (
 
 from bench.demo_model.data import MARK_CLASSES, Stream, loader, mark_weights
 from bench.demo_model.muon import Muon
-from bench.demo_model.network import Batch, TrainingNetwork, compile_layers
+from bench.demo_model.network import Batch, Looks, TrainingNetwork, compile_layers
 from bench.demo_model.precision import reduced_precision
 from bench.demo_model.recipe import RECIPES, Phase, Recipe
 from bench.demo_model.tokenizer import SPECIAL, save_tokenizer
@@ -36,6 +36,7 @@ from bench.demo_model.validate import validate
 
 CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
+_LOOK_SCALE = 0.5
 _ADAMW_SCALE = 0.5
 _REPORT_EVERY = 20
 
@@ -129,23 +130,50 @@ def learning_rate(recipe: Recipe, step: int, share: float) -> float:
     return recipe.rate * warm * min(1.0, max(0.02, (1 - share) / recipe.cooldown))
 
 
-def losses(network: TrainingNetwork, batch: Batch, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of the answers, loss of the cells, and the share of answer tokens that are right; zeros for what rests."""
-    answer_loss = cell_loss = right = torch.zeros((), device=batch.images.device)
+@dataclass(frozen=True)
+class Losses:
+    """What a batch was off by; zeros for what rests.
+
+    Attributes:
+        answers: cross entropy of the answers' tokens.
+        cells: binary cross entropy of what lies in each cell.
+        looks: -log of the attention that should be paid, by kind of look.
+        right: share of answer tokens that are the likeliest.
+    """
+
+    answers: Tensor
+    cells: Tensor
+    looks: dict[str, Tensor]
+    right: Tensor
+
+    def total(self) -> Tensor:
+        """What training makes smaller."""
+        return self.answers + _MARK_SCALE * self.cells + _LOOK_SCALE * sum(self.looks.values())
+
+    def figures(self) -> dict[str, Tensor]:
+        """For the log, without gradients."""
+        found = {"loss": self.answers, "cells": self.cells, "right": self.right, **self.looks}
+        return {name: figure.detach() for name, figure in found.items()}
+
+
+def losses(network: TrainingNetwork, batch: Batch, phase: Phase, recipe: Recipe) -> Losses:
+    """One forward pass over a batch, with as much of it as the phase trains."""
+    answers = cells = right = torch.zeros((), device=batch.images.device)
+    looks = Looks(recipe.looks)
     with reduced_precision(batch.images.device):
         vision = network.look(batch, phase.frozen)
         if not phase.cells_only:
-            logits, targets = network.answer(batch, vision)
-            answer_loss = functional.cross_entropy(logits.float(), targets)
+            logits, targets = network.answer(batch, vision, looks)
+            answers = functional.cross_entropy(logits.float(), targets)
             right = (logits.argmax(-1) == targets).float().mean()
         if not phase.frozen:
-            cells = network.cells(vision)
+            found = network.cells(vision)
     if not phase.frozen:
-        wanted = torch.zeros_like(cells, dtype=torch.float32)
+        wanted = torch.zeros_like(found, dtype=torch.float32)
         wanted[batch.marks.unbind(1)] = 1.0
-        weights = mark_weights().to(cells.device)
-        cell_loss = functional.binary_cross_entropy_with_logits(cells.float(), wanted, weights)
-    return answer_loss, cell_loss, right
+        weights = mark_weights().to(found.device)
+        cells = functional.binary_cross_entropy_with_logits(found.float(), wanted, weights)
+    return Losses(answers, cells, looks.losses(), right)
 
 
 def training_clock(device: torch.device) -> float:
@@ -179,7 +207,7 @@ class _Run:
         self.save_every = save_every
         self.saved_at = progress.seconds
         self.stopping = False
-        self.recent: list[Tensor] = []
+        self.recent: list[dict[str, Tensor]] = []
         self.waited = 0.0
         self.reported_at = progress.seconds
 
@@ -217,8 +245,8 @@ class _Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-        answer_loss, cell_loss, right = losses(self.network, batch, phase)
-        (answer_loss + _MARK_SCALE * cell_loss).backward()  # type: ignore[no-untyped-call]
+        found = losses(self.network, batch, phase, self.recipe)
+        found.total().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -226,19 +254,20 @@ class _Run:
         self.progress.step += 1
         self.progress.images += len(batch.images)
         self.progress.answers += int(batch.branch.amax(1).sum())
-        self.recent.append(torch.stack([answer_loss, cell_loss, right]).detach())
+        self.recent.append(found.figures())
 
     def report(self) -> str:
-        answer, cells, right = torch.stack(self.recent).mean(0).tolist()
+        figures = {
+            name: torch.stack([one[name] for one in self.recent if name in one]).mean().item()
+            for name in dict.fromkeys(name for one in self.recent for name in one)
+        }
         waiting = self.waited / (self.progress.seconds - self.reported_at)
         self.recent.clear()
         self.waited, self.reported_at = 0.0, self.progress.seconds
-        self.log(
-            {"loss": round(answer, 4), "cells": round(cells, 5), "right": round(right, 4), "waiting": round(waiting, 2)}
-        )
+        self.log({**{name: round(figure, 5) for name, figure in figures.items()}, "waiting": round(waiting, 2)})
         return (
-            f"{self.progress.images} images, loss {answer:.3f}, cells {cells:.4f}, tokens right {right:.0%}, "
-            f"waiting for images {waiting:.0%}"
+            f"{self.progress.images} images, loss {figures['loss']:.3f}, cells {figures['cells']:.4f}, "
+            f"tokens right {figures['right']:.0%}, waiting for images {waiting:.0%}"
         )
 
     def save(self) -> None:

@@ -1,0 +1,259 @@
+"""Which cells a token is about, and what the training makes of it: attention, measured and taught."""
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from bench.demo_model.data import Collator, render
+from bench.demo_model.grounding import Grounds, grounded, of_token
+from bench.demo_model.network import Looks, TrainingNetwork
+from bench.demo_model.recipe import RECIPES, Head, Phase
+from bench.demo_model.tokenizer import save_tokenizer
+from bench.demo_model.train import build, losses, make_optimizers
+from erase import synthetic
+from erase.models.loading import DEMO_FOLDER
+from erase.synthetic.sample import Box, Mark, Question, Sample
+
+TINY = replace(
+    RECIPES["more-cpu"],
+    vision_width=64,
+    vision_depth=2,
+    vision_mlp=96,
+    full_attention=(1,),
+    width=64,
+    depth=4,
+    mlp=96,
+    heads=2,
+    key_value_heads=1,
+    looks={
+        "beside": (Head(0, 0),),
+        "asking": (Head(1, 0),),
+        "recalling": (Head(1, 1),),
+        "answering": (Head(2, 1), Head(3, 0)),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def network(tokenizer_folder) -> TrainingNetwork:
+    torch.manual_seed(0)
+    network = build(TINY, tokenizer_folder).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim >= 2:
+                weight.normal_(0, 0.15)
+    return network
+
+
+def written(text: str, left: float, top: float) -> tuple[list[Mark], Box]:
+    """Marks of a text with letters 10 pixels wide and 20 high, spaces left out, and the box around it."""
+    marks = [
+        Mark("glyph", letter, Box(left + 10 * place, top, left + 10 * place + 10, top + 20))
+        for place, letter in enumerate(text)
+        if letter != " "
+    ]
+    return marks, Box(left, top, left + 10 * len(text), top + 20)
+
+
+def page(*texts: tuple[str, float, float], things: tuple[Mark, ...] = ()) -> tuple[Sample, list[Box]]:
+    lines = [written(*text) for text in texts]
+    marks = tuple(mark for some, _ in lines for mark in some)
+    return Sample("page", "documents", Image.new("RGB", (112, 112)), (), marks + things), [box for _, box in lines]
+
+
+def spelled(sample: Sample, question: Question) -> tuple[dict[str, set], dict[str, set]]:
+    """Each grounded piece of question and answer with its points."""
+    grounds = grounded(sample, question)
+    found: tuple[dict[str, set], dict[str, set]] = ({}, {})
+    texts = (question.text, question.answer)
+    for one, text, many in zip(found, texts, (grounds.asked, grounds.answered), strict=True):
+        for piece in many:
+            one.setdefault(text[slice(*piece.span)], set()).add(piece.point)
+    return found
+
+
+class TestGrounding:
+    def test_letters_of_a_label_and_digits_of_its_value_point_at_their_glyphs(self):
+        sample, (label, value, _) = page(("Tax:", 0, 0), ("47", 60, 0), ("93", 60, 30))
+        asked, answered = spelled(sample, Question("What is the tax?", "47", (label, value), "field"))
+        assert asked == {"t": {(5, 10)}, "a": {(15, 10)}, "x": {(25, 10)}}
+        assert answered == {"4": {(65, 10)}, "7": {(75, 10)}}
+
+    def test_only_evidence_counts(self):
+        sample, (_, value, _) = page(("tax", 0, 0), ("47", 60, 0), ("47", 60, 30))
+        asked, answered = spelled(sample, Question("What is the tax?", "47", (value,), "field"))
+        assert asked == {}
+        assert answered == {"4": {(65, 10)}, "7": {(75, 10)}}
+
+    def test_a_label_inside_another_word_is_not_named(self):
+        sample, (label,) = page(("at", 0, 0))
+        assert grounded(sample, Question("What does Kate say?", "hello", (label,), "field")) == Grounds((), ())
+
+    def test_labels_of_two_words_are_found(self):
+        sample, (label,) = page(("New York", 0, 0))
+        question = Question("What is the value of new york?", "8", (label,), "value")
+        points = of_token(grounded(sample, question).asked, (21, 24))
+        assert points == [(5, 10), (15, 10), (25, 10)]
+
+    def test_a_number_of_its_own_comes_before_one_that_only_contains_it(self):
+        sample, boxes = page(("10", 0, 0), ("1", 0, 30), ("100", 0, 60))
+        _, answered = spelled(sample, Question("What is the value of east?", "1", tuple(boxes), "value"))
+        assert answered == {"1": {(5, 40)}}
+        _, answered = spelled(sample, Question("What is the value of east?", "00", tuple(boxes), "value"))
+        assert answered == {"0": {(15, 70), (25, 70)}}
+
+    def test_names_of_shapes_icons_and_colours_point_at_these(self):
+        things = (Mark("shape", "star", Box(0, 0, 40, 40)), Mark("colour", "red", Box(60, 60, 80, 80)))
+        sample, _ = page(things=things)
+        question = Question("What color is the star?", "red", (Box(0, 0, 90, 90),), "color")
+        assert spelled(sample, question) == ({"star": {(20, 20)}}, {"red": {(70, 70)}})
+
+    def test_a_value_is_linked_to_the_label_beside_it_and_to_the_one_above_it(self):
+        sample, boxes = page(("h", 60, 0), ("r", 0, 40), ("5", 62, 42))
+        grounds = grounded(sample, Question("What is the h for r?", "5", tuple(boxes), "cell"))
+        assert sorted(grounds.links()) == [((5, 50), (67, 52), True), ((65, 10), (67, 52), False)]
+
+    def test_every_lookup_of_the_generator_is_grounded_on_both_sides(self):
+        missing = []
+        for family, kinds in (("documents", {"cell", "field", "which"}), ("charts", {"value", "at_value"})):
+            for index in range(25):
+                sample = synthetic.sample(family, "train", index, size=(336, 336))
+                for question in sample.questions:
+                    grounds = grounded(sample, question)
+                    if question.kind in kinds and not (grounds.asked and grounds.answered):
+                        missing.append((sample.name, question.text))
+        assert missing == []
+
+
+class TestPairs:
+    def test_positions_of_tokens_come_with_their_cells(self, tokenizer_folder):
+        sample, (label, value) = page(("east", 0, 0), ("47", 60, 60))
+        question = Question("What is the value of east?", "47", (label, value), "value")
+        collator = Collator(tokenizer_folder)
+        batch = collator.batch([sample], [[question, question]])
+        tokens = batch.tokens[0].tolist()
+        (east,) = collator.tokenizer.encode(" east", add_special_tokens=False).ids
+        four, seven = collator.tokenizer.encode("47", add_special_tokens=False).ids
+        first, second = (place for place, token in enumerate(tokens) if token == east)
+        start = batch.image_start
+        places = [place for place, token in enumerate(batch.targets[0].tolist()) if token in (four, seven)]
+        # glyphs of 10 pixels in rows of four cells of 28: e and a lie in the first, s and t in the second, 4 and 7 in
+        # the third of the third row
+        label, value = [start, start + 1], start + 2 * 4 + 2
+        assert batch.looks["asking"].tolist() == [[0, word, cell] for word in (first, second) for cell in label]
+        assert batch.looks["finding"].tolist() == [[0, word, value] for word in (first, second)]
+        assert batch.looks["recalling"].tolist() == [[0, place, first] for place in places[:2]] + [
+            [0, place, second] for place in places[2:]
+        ]
+        assert batch.looks["answering"].tolist() == [[0, place, value] for place in places]
+        assert len(places) == 4
+
+    def test_a_value_looks_at_its_labels_and_a_label_that_comes_later_at_its_value(self, tokenizer_folder):
+        collator = Collator(tokenizer_folder)
+        start = len(collator.chat.before_image)
+        sample, boxes = page(("h", 70, 0), ("r", 0, 70), ("5", 72, 70))
+        batch = collator.batch([sample], [[Question("What is the h for r?", "5", tuple(boxes), "cell")]])
+        head, row, value = start + 2, start + 2 * 4, start + 2 * 4 + 2
+        assert batch.looks["beside"].tolist() == [[0, value, row]]
+        assert batch.looks["above"].tolist() == [[0, value, head]]
+        assert {place for _, _, place in batch.looks["answering"].tolist()} == {value}
+        # a bar's name stands below its value: it knows both
+        sample, boxes = page(("5", 70, 0), ("r", 70, 70))
+        batch = collator.batch([sample], [[Question("What is the value of r?", "5", tuple(boxes), "value")]])
+        assert batch.looks["above"].tolist() == [[0, start + 2 * 4 + 2, start + 2]]
+        for kind in ("finding", "answering"):
+            assert {place for _, _, place in batch.looks[kind].tolist()} == {start + 2, start + 2 * 4 + 2}
+
+
+class TestLooks:
+    def test_they_are_the_attention_of_the_stock_model(self, network, tokenizer_folder):
+        (sample,) = (render("documents", "train", 3, 6, 4, Random(3)),)
+        question = next(one for one in sample.questions if list(grounded(sample, one).links()))
+        batch = Collator(tokenizer_folder).batch([sample], [[question]])
+        looks = Looks(TINY.looks)
+        with torch.no_grad():
+            network.answer(batch, network.look(batch), looks)
+        attentions = stock_attentions(network.model, tokenizer_folder, sample, question)
+
+        def missed(kind: str) -> float:
+            cells: dict[int, list[int]] = {}
+            for _, place, seen in batch.looks[kind].tolist():
+                cells.setdefault(place, []).append(seen)
+            means = [
+                torch.stack([-attentions[layer][0, head, place, at].sum().log() for place, at in cells.items()]).mean()
+                for layer, head in TINY.looks[kind]
+            ]
+            return float(torch.stack(means).mean())
+
+        losses = {kind: float(loss) for kind, loss in looks.losses().items()}
+        assert {"asking", "recalling", "answering"} <= set(losses) <= set(TINY.looks)
+        assert losses == pytest.approx({kind: missed(kind) for kind in losses}, abs=1e-4)
+
+    def test_without_heads_or_pairs_nothing_is_missed(self, network, tokenizer_folder):
+        sample = replace(render("general", "train", 3, 6, 4, Random(3)), marks=())
+        batch = Collator(tokenizer_folder).batch([sample], [sample.questions[:2]])
+        for looks in (Looks({}), Looks(TINY.looks)):
+            network.answer(batch, network.look(batch), looks)
+            assert looks.losses() == {}
+
+    def test_heads_learn_to_look_where_they_are_told(self, network, tokenizer_folder):
+        samples = [render("documents", "train", number, 6, 6, Random(number), crowd=0.2) for number in range(4)]
+        batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:3] for sample in samples])
+        phase = Phase(1.0, (36, 36), 1.0, frozen=True)
+        optimizers = make_optimizers(network, TINY)
+        found = []
+        for _ in range(30):
+            loss = losses(network, batch, phase, TINY)
+            found.append({kind: float(look.detach()) for kind, look in loss.looks.items()})
+            loss.total().backward()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = 3e-3
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        assert set(found[0]) == set(TINY.looks)
+        assert all(found[-1][kind] < 0.7 * found[0][kind] for kind in found[0])
+
+
+def stock_attentions(
+    model: torch.nn.Module, folder: Path, sample: Sample, question: Question
+) -> tuple[torch.Tensor, ...]:
+    """(1, heads, L, L) per layer from the stock classes, asked with the right answer behind the question."""
+    model.save_pretrained(folder / "stock")
+    stock = AutoModelForImageTextToText.from_pretrained(
+        folder / "stock", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(DEMO_FOLDER, size={"shortest_edge": 784, "longest_edge": 10**7})
+    pixels = processor(images=[sample.image], return_tensors="pt")
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    count = int(pixels["image_grid_thw"].prod()) // 4
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * count)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    answer = own.encode(question.answer, add_special_tokens=False).ids
+    ids = torch.tensor([tokenizer(text)["input_ids"] + answer])
+    types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    with torch.no_grad():
+        return stock(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=types,
+            output_attentions=True,
+            **pixels,
+        ).attentions
