@@ -156,6 +156,6 @@ RECIPES = {
         rate=1.5e-3,
         warmup_steps=40,
         cooldown=0.6,
-        harder=("documents", "documents", "charts", "charts", "infographics", "general"),
+        harder=("documents", "charts", "charts", "infographics", "general", "ocr"),
     ),
 }
