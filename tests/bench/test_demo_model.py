@@ -7,56 +7,19 @@ from random import Random
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from bench.demo_model import train as training
 from bench.demo_model.data import MARK_CLASSES, Collator, Stream, draw_cells, mark_weights, moved, render
 from bench.demo_model.evaluate import evaluate, summary
 from bench.demo_model.export import export
-from bench.demo_model.network import TrainingNetwork
 from bench.demo_model.recipe import RECIPES, Phase
 from bench.demo_model.tokenizer import SPECIAL, make_tokenizer, save_tokenizer
-from bench.demo_model.train import CHECKPOINT, build, learning_rate, losses, make_optimizers, train
+from bench.demo_model.train import CHECKPOINT, learning_rate, losses, make_optimizers, train
 from bench.demo_model.validate import answered
 from erase import synthetic
 from erase.models.loading import DEMO_FOLDER, load_model
-
-TINY = replace(
-    RECIPES["gpu"],
-    vision_width=64,
-    vision_depth=2,
-    vision_mlp=96,
-    full_attention=(1,),
-    width=64,
-    depth=4,
-    mlp=96,
-    heads=2,
-    key_value_heads=1,
-    phases=(Phase(0.5, (36, 49), 0.3), Phase(1.0, (49, 64), 1.0)),
-    batch_tokens=400,
-    questions=3,
-    looks={},
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture
-def network(tokenizer_folder) -> TrainingNetwork:
-    """Random weights everywhere, also where training starts at zero."""
-    torch.manual_seed(0)
-    network = build(TINY, tokenizer_folder).eval()
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.ndim >= 2:
-                weight.normal_(0, 0.1)
-    return network
+from tests.bench.tiny import TINY, length_of, stock_inputs
 
 
 def samples_of(columns: int, rows: int) -> list[synthetic.Sample]:
@@ -303,22 +266,9 @@ def stock_logits(
     model: torch.nn.Module, folder: Path, sample: synthetic.Sample, question: synthetic.Question
 ) -> torch.Tensor:
     """Scores of one question's answer tokens by `forward` of the stock classes."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(DEMO_FOLDER, size={"shortest_edge": 784, "longest_edge": 10**7})
-    pixels = processor(images=[sample.image], return_tensors="pt")
-    content = [{"type": "image"}, {"type": "text", "text": question.text}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    count = int(pixels["image_grid_thw"].prod()) // 4
-    text = text.replace("<|image_pad|>", "<|image_pad|>" * count) + question.answer + "<|im_end|>"
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **pixels).logits[0]
-    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    length = len(own.encode(question.answer, add_special_tokens=False).ids) + 1
-    return logits[-length - 1 : -1]
+        logits = model(**stock_inputs(folder, sample, question)).logits[0]
+    return logits[-length_of(folder, question.answer) - 1 : -1]
 
 
 class TestBundledModel:

@@ -7,30 +7,19 @@ from random import Random
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText
 
 from bench.demo_model.data import Collator, render
 from bench.demo_model.grounding import Grounds, grounded, of_token
-from bench.demo_model.network import Looks, TrainingNetwork
-from bench.demo_model.recipe import RECIPES, Head, Phase
-from bench.demo_model.tokenizer import save_tokenizer
-from bench.demo_model.train import build, losses, make_optimizers
+from bench.demo_model.network import Looks
+from bench.demo_model.recipe import Head, Phase
+from bench.demo_model.train import losses, make_optimizers
 from erase import synthetic
-from erase.models.loading import DEMO_FOLDER
 from erase.synthetic.sample import Box, Mark, Question, Sample
+from tests.bench.tiny import TINY, stock_inputs
 
-TINY = replace(
-    RECIPES["more-cpu"],
-    vision_width=64,
-    vision_depth=2,
-    vision_mlp=96,
-    full_attention=(1,),
-    width=64,
-    depth=4,
-    mlp=96,
-    heads=2,
-    key_value_heads=1,
+LOOKING = replace(
+    TINY,
     looks={
         "beside": (Head(0, 0),),
         "asking": (Head(1, 0),),
@@ -38,24 +27,6 @@ TINY = replace(
         "answering": (Head(2, 1), Head(3, 0)),
     },
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture
-def network(tokenizer_folder) -> TrainingNetwork:
-    torch.manual_seed(0)
-    network = build(TINY, tokenizer_folder).eval()
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.ndim >= 2:
-                weight.normal_(0, 0.15)
-    return network
 
 
 def written(text: str, left: float, top: float) -> tuple[list[Mark], Box]:
@@ -179,14 +150,14 @@ class TestPairs:
 
 
 class TestLooks:
-    def test_they_are_the_attention_of_the_stock_model(self, network, tokenizer_folder):
+    def test_they_are_the_attention_of_the_stock_model(self, network, tokenizer_folder, tmp_path):
         (sample,) = (render("documents", "train", 3, 6, 4, Random(3)),)
         question = next(one for one in sample.questions if list(grounded(sample, one).links()))
         batch = Collator(tokenizer_folder).batch([sample], [[question]])
-        looks = Looks(TINY.looks)
+        looks = Looks(LOOKING.looks)
         with torch.no_grad():
             network.answer(batch, network.look(batch), looks)
-        attentions = stock_attentions(network.model, tokenizer_folder, sample, question)
+        attentions = stock_attentions(network.model, tokenizer_folder, sample, question, tmp_path)
 
         def missed(kind: str) -> float:
             cells: dict[int, list[int]] = {}
@@ -194,18 +165,18 @@ class TestLooks:
                 cells.setdefault(place, []).append(seen)
             means = [
                 torch.stack([-attentions[layer][0, head, place, at].sum().log() for place, at in cells.items()]).mean()
-                for layer, head in TINY.looks[kind]
+                for layer, head in LOOKING.looks[kind]
             ]
             return float(torch.stack(means).mean())
 
         losses = {kind: float(loss) for kind, loss in looks.losses().items()}
-        assert {"asking", "recalling", "answering"} <= set(losses) <= set(TINY.looks)
+        assert {"asking", "recalling", "answering"} <= set(losses) <= set(LOOKING.looks)
         assert losses == pytest.approx({kind: missed(kind) for kind in losses}, abs=1e-4)
 
     def test_without_heads_or_pairs_nothing_is_missed(self, network, tokenizer_folder):
         sample = replace(render("general", "train", 3, 6, 4, Random(3)), marks=())
         batch = Collator(tokenizer_folder).batch([sample], [sample.questions[:2]])
-        for looks in (Looks({}), Looks(TINY.looks)):
+        for looks in (Looks({}), Looks(LOOKING.looks)):
             network.answer(batch, network.look(batch), looks)
             assert looks.losses() == {}
 
@@ -213,10 +184,10 @@ class TestLooks:
         samples = [render("documents", "train", number, 6, 6, Random(number), crowd=0.2) for number in range(4)]
         batch = Collator(tokenizer_folder).batch(samples, [sample.questions[:3] for sample in samples])
         phase = Phase(1.0, (36, 36), 1.0, frozen=True)
-        optimizers = make_optimizers(network, TINY)
+        optimizers = make_optimizers(network, LOOKING)
         found = []
         for _ in range(30):
-            loss = losses(network, batch, phase, TINY)
+            loss = losses(network, batch, phase, LOOKING)
             found.append({kind: float(look.detach()) for kind, look in loss.looks.items()})
             loss.total().backward()
             for optimizer in optimizers:
@@ -224,36 +195,15 @@ class TestLooks:
                     group["lr"] = 3e-3
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        assert set(found[0]) == set(TINY.looks)
+        assert set(found[0]) == set(LOOKING.looks)
         assert all(found[-1][kind] < 0.7 * found[0][kind] for kind in found[0])
 
 
 def stock_attentions(
-    model: torch.nn.Module, folder: Path, sample: Sample, question: Question
+    model: torch.nn.Module, folder: Path, sample: Sample, question: Question, kept: Path
 ) -> tuple[torch.Tensor, ...]:
     """(1, heads, L, L) per layer from the stock classes, asked with the right answer behind the question."""
-    model.save_pretrained(folder / "stock")
-    stock = AutoModelForImageTextToText.from_pretrained(
-        folder / "stock", dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(DEMO_FOLDER, size={"shortest_edge": 784, "longest_edge": 10**7})
-    pixels = processor(images=[sample.image], return_tensors="pt")
-    content = [{"type": "image"}, {"type": "text", "text": question.text}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    count = int(pixels["image_grid_thw"].prod()) // 4
-    text = text.replace("<|image_pad|>", "<|image_pad|>" * count)
-    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    answer = own.encode(question.answer, add_special_tokens=False).ids
-    ids = torch.tensor([tokenizer(text)["input_ids"] + answer])
-    types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    model.save_pretrained(kept)
+    stock = AutoModelForImageTextToText.from_pretrained(kept, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        return stock(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=types,
-            output_attentions=True,
-            **pixels,
-        ).attentions
+        return stock(**stock_inputs(folder, sample, question), output_attentions=True).attentions
