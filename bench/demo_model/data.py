@@ -109,6 +109,7 @@ class Collator:
         behind = start + max(rows, columns)
         line.add(chat.after_image, 0, range(behind, behind + len(chat.after_image)))
         behind += len(chat.after_image)
+        grid = Grid(rows, columns, start)
         for number, question in enumerate(questions, 1):
             text, reply = (
                 self.tokenizer.encode(one, add_special_tokens=False) for one in (question.text, question.answer)
@@ -120,12 +121,9 @@ class Collator:
             first = len(line.tokens) - len(answer) - 1
             line.targets[first : first + len(answer)] = answer
             grounds = grounded(sample, question)
-            for kind, pairs in looks_of(grounds, Grid(rows, columns, start), (begin, text), (first, reply)).items():
+            for kind, pairs in looks_of(grounds, grid, (begin, text), (first, reply)).items():
                 line.looks[kind] += pairs
         return line
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class _Line:
@@ -264,14 +262,14 @@ def mark_weights() -> Tensor:
 
 def _marks(marks: Sequence[Sequence[Mark]], columns: int, rows: int) -> Tensor:
     found = []
+    grid = Grid(rows, columns, start=0)
     for image, many in enumerate(marks):
         for mark in many:
             number = _CLASS_OF.get((mark.kind, mark.value.lower()))
-            x, y = mark.box.centre
-            column, row = int(x // CELL), int(y // CELL)
-            if number is not None and 0 <= column < columns and 0 <= row < rows:
-                third = int(x % CELL * THIRDS / CELL)
-                found.append((image, row * columns + column, third * KINDS + number))
+            cell = grid.place(mark.box.centre)
+            if number is not None and cell is not None:
+                third = int(mark.box.centre[0] % CELL * THIRDS / CELL)
+                found.append((image, cell, third * KINDS + number))
     return torch.tensor(found, dtype=torch.long).view(-1, 3)
 
 

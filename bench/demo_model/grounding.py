@@ -1,9 +1,9 @@
 """Which cells of an image a token of a question or its answer is about: what attention is taught to look at.
 
 Answering "What is the value of east?" takes two looks: for the word that is asked about, then for what belongs to it.
-From right answers alone, a model of this size does not find the second in a million of them; told where to look, it
-does. The cells come from the marks inside a question's evidence boxes: those of the glyphs that spell a word, and of
-the shapes, icons and colours that a word names.
+From a million right answers alone, the demo model had learned neither (bench/README.md has the figures). The cells come
+from the marks inside a question's evidence boxes: those of the glyphs that spell a word, and of the shapes, icons and
+colours that a word names.
 """
 
 from __future__ import annotations

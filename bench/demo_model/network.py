@@ -92,7 +92,7 @@ class TrainingNetwork(nn.Module):
 
 
 class Looks:
-    """What watched heads miss, by kind of look: means of -log(attention on the cells that should be looked at)."""
+    """What watched heads miss, by kind of look: means of -log(attention on what should be looked at)."""
 
     def __init__(self, heads: Mapping[str, Sequence[Head]]) -> None:
         self.heads = heads
