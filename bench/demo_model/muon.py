@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.demo_model.precision import reduced_precision
+from bench.demo_model.precision import fast_dtype
 
 _ITERATIONS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -62,11 +62,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """The orthogonal factors of matrices (count, rows, columns), roughly: singular values between about 0.7 and 1.2."""
     tall = matrices.shape[1] > matrices.shape[2]
     near = matrices.mT if tall else matrices
-    near = near / near.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    near = (near / near.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(fast_dtype(matrices.device)).contiguous()
     first, second, third = _QUINTIC
-    with reduced_precision(matrices.device):
-        for _ in range(_ITERATIONS):
-            square = near @ near.mT
-            near = first * near + (second * square + third * square @ square) @ near
-    factors: Tensor = (near.mT if tall else near).to(matrices.dtype)
-    return factors
+    for _ in range(_ITERATIONS):
+        square = near @ near.mT
+        higher = torch.baddbmm(square, square, square, beta=second, alpha=third)
+        near = torch.baddbmm(near, higher, near, beta=first)
+    return (near.mT if tall else near).to(matrices.dtype)

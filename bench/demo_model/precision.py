@@ -3,7 +3,13 @@
 import torch
 
 
-def reduced_precision(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """Within, matrix products take bfloat16 if that is faster: a CPU without AVX-512 needs fifteen times as long."""
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """What matrix products take: bfloat16, unless that is slower. A CPU without AVX-512 needs fifteen times as long."""
     pays = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and pays)
+    return torch.bfloat16 if pays else torch.float32
+
+
+def reduced_precision(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Within, matrix products take bfloat16 where that is faster."""
+    dtype = fast_dtype(device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and dtype == torch.bfloat16)

@@ -43,7 +43,8 @@ class Recipe:
 
     `batch_tokens` bounds vision tokens plus text tokens of a batch; `rate` is the peak learning rate of Muon, which
     moves the matrices (AdamW moves the rest at half of it), held until the last `cooldown` share of the training and
-    then brought down to zero. Images of a family come once more for each time that it stands in `harder`.
+    then brought down to zero; the encoder's is `encoder_scale` times as high. Images of a family come once more for
+    each time that it stands in `harder`.
 
     `looks` names the heads that are taught where to look, by kind (looks.py).
     """
@@ -61,6 +62,7 @@ class Recipe:
     batch_tokens: int
     questions: int
     rate: float = 3e-3
+    encoder_scale: float = 1.0
     weight_decay: float = 0.02
     warmup_steps: int = 100
     cooldown: float = 0.4
@@ -148,12 +150,13 @@ RECIPES = {
     "more-cpu": replace(
         _MORE,
         phases=(
-            Phase(0.45, (42, 100), 0.8, frozen=True),
-            Phase(0.80, (42, 200), 1.0, frozen=True),
-            Phase(1.00, (42, 600), 1.0, frozen=True),
+            Phase(0.35, (42, 100), 0.8, frozen=True),
+            Phase(0.70, (42, 256), 1.0),
+            Phase(1.00, (42, 1300), 1.0),
         ),
-        batch_tokens=3_000,
+        batch_tokens=4_000,
         rate=1.5e-3,
+        encoder_scale=0.5,
         warmup_steps=40,
         cooldown=0.6,
         harder=("documents", "charts", "charts", "infographics", "general", "ocr"),

@@ -3,6 +3,7 @@
     python -m bench.demo_model samples --model erase/demo
 
 They show what the model can do and are no evaluation: what it gets wrong is left out. They come from the test split.
+A picture that is bundled already stays, with its questions, while all of them are answered right.
 """
 
 from __future__ import annotations
@@ -41,16 +42,17 @@ class Chosen:
     questions: tuple[synthetic.Question, ...]
 
 
-def choose(loaded: LoadedModel, family: str) -> Chosen:
-    """The first test sample of the family's size with enough questions that are all answered right."""
+def choose(loaded: LoadedModel, family: str, before: Chosen | None = None) -> Chosen:
+    """`before` or else the first test sample of the family's size with enough questions that are all answered right."""
     policies = [None] if loaded.policy_file is None else [None, load_policy(loaded.policy_file)]
     methods = [method_for(policy) for policy in policies]
-    best = Chosen(synthetic.sample(family, "test", 0, size=_SIZES[family], crowd=_CROWD), ())
+    best = Chosen(_drawn(family, 0), ())
     with Engine(loaded) as engine:
+        if before and _right(engine, loaded, before, methods) == before.questions:
+            return before
         for index in range(_TRIES):
-            sample = synthetic.sample(family, "test", index, size=_SIZES[family], crowd=_CROWD)
-            images = prepare_images(loaded, [sample.image])
-            right = tuple(one for one in sample.questions if _right(engine, loaded, images, one, methods))
+            sample = _drawn(family, index)
+            right = _right(engine, loaded, Chosen(sample, sample.questions), methods)
             if len(right) > len(best.questions):
                 best = Chosen(sample, right[:_QUESTIONS])
             if len(best.questions) == _QUESTIONS:
@@ -64,8 +66,9 @@ def bundle(model_folder: Path) -> dict[str, int]:
     folder = model_folder / "samples"
     folder.mkdir(exist_ok=True)
     entries, kept = [], {}
+    before = bundled(folder)
     for family in synthetic.FAMILIES:
-        chosen = choose(loaded, family)
+        chosen = choose(loaded, family, before.get(family))
         chosen.sample.image.save(folder / f"{family}.png", optimize=True)
         kept[family] = len(chosen.questions)
         turns = [{"question": question.text, "answer": question.answer} for question in chosen.questions]
@@ -74,7 +77,30 @@ def bundle(model_folder: Path) -> dict[str, int]:
     return kept
 
 
+def bundled(folder: Path) -> dict[str, Chosen]:
+    """What samples.json in the folder names, by family; nothing without that file."""
+    file = folder / "samples.json"
+    found = {}
+    for entry in json.loads(file.read_text(encoding="utf-8")) if file.exists() else ():
+        sample = _drawn(entry["family"], int(entry["name"].rsplit("-", 1)[1]))
+        asked = {turn["question"] for turn in entry["turns"]}
+        found[sample.family] = Chosen(sample, tuple(one for one in sample.questions if one.text in asked))
+    return found
+
+
+def _drawn(family: str, index: int) -> synthetic.Sample:
+    return synthetic.sample(family, "test", index, size=_SIZES[family], crowd=_CROWD)
+
+
 def _right(
+    engine: Engine, loaded: LoadedModel, chosen: Chosen, methods: Sequence[Method]
+) -> tuple[synthetic.Question, ...]:
+    """Those of the questions that every method gets right."""
+    images = prepare_images(loaded, [chosen.sample.image])
+    return tuple(one for one in chosen.questions if _is_right(engine, loaded, images, one, methods))
+
+
+def _is_right(
     engine: Engine,
     loaded: LoadedModel,
     images: Sequence[PreparedImage],

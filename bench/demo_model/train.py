@@ -108,15 +108,20 @@ def make_optimizers(network: TrainingNetwork, recipe: Recipe) -> list[torch.opti
 
     `scale` of a group multiplies the learning rate.
     """
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
+    matrices: dict[float, list[Tensor]] = {1.0: [], recipe.encoder_scale: []}
+    others: dict[float, list[Tensor]] = {1.0: [], recipe.encoder_scale: []}
     for name, weight in network.named_parameters():
         inside = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
-        (matrices if inside else others).append(weight)
+        scale = recipe.encoder_scale if ".visual." in name else 1.0
+        (matrices if inside else others)[scale].append(weight)
     return [
-        Muon([{"params": matrices, "scale": 1.0}], lr=recipe.rate, weight_decay=recipe.weight_decay),
+        Muon(
+            [{"params": weights, "scale": scale} for scale, weights in matrices.items()],
+            lr=recipe.rate,
+            weight_decay=recipe.weight_decay,
+        ),
         torch.optim.AdamW(
-            [{"params": others, "scale": _ADAMW_SCALE}],
+            [{"params": weights, "scale": scale * _ADAMW_SCALE} for scale, weights in others.items()],
             lr=recipe.rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
@@ -158,7 +163,7 @@ class Losses:
 
 def losses(network: TrainingNetwork, batch: Batch, phase: Phase, recipe: Recipe) -> Losses:
     """One forward pass over a batch, with as much of it as the phase trains."""
-    answers = cells = right = torch.zeros((), device=batch.images.device)
+    answers = right = torch.zeros((), device=batch.images.device)
     looks = Looks(recipe.looks)
     with reduced_precision(batch.images.device):
         vision = network.look(batch, phase.frozen)
@@ -166,13 +171,11 @@ def losses(network: TrainingNetwork, batch: Batch, phase: Phase, recipe: Recipe)
             logits, targets = network.answer(batch, vision, looks)
             answers = functional.cross_entropy(logits.float(), targets)
             right = (logits.argmax(-1) == targets).float().mean()
-        if not phase.frozen:
-            found = network.cells(vision)
-    if not phase.frozen:
-        wanted = torch.zeros_like(found, dtype=torch.float32)
-        wanted[batch.marks.unbind(1)] = 1.0
-        weights = mark_weights().to(found.device)
-        cells = functional.binary_cross_entropy_with_logits(found.float(), wanted, weights)
+        found = network.cells(vision)
+    wanted = torch.zeros_like(found, dtype=torch.float32)
+    wanted[batch.marks.unbind(1)] = 1.0
+    weights = mark_weights().to(found.device)
+    cells = functional.binary_cross_entropy_with_logits(found.float(), wanted, weights)
     return Losses(answers, cells, looks.losses(), right)
 
 
