@@ -13,8 +13,9 @@ class Phase:
 
     `tokens` are the fewest and the most vision tokens of an image, `crowd` how full images are at most. `cells_only`
     trains the vision encoder alone, to say what lies in each cell: questions cannot be learned before. `frozen` leaves
-    the encoder as it is: a third of the work is saved, and the few questions of a small batch cannot undo what it has
-    learned. `shown` is how often an image is used, where drawing anew would keep the trainer waiting.
+    the encoder as it is, while the head that says what lies in each cell learns to read it: a third of the work is
+    saved, and the few questions of a small batch cannot undo what the encoder has learned. `shown` is how often an
+    image is used, where drawing anew would keep the trainer waiting.
     """
 
     until: float

@@ -43,12 +43,12 @@ class Chosen:
 
 
 def choose(loaded: LoadedModel, family: str, before: Chosen | None = None) -> Chosen:
-    """`before` or else the first test sample of the family's size with enough questions that are all answered right."""
+    """`before`, or the first test sample of the family's size, with enough questions that are all answered right."""
     policies = [None] if loaded.policy_file is None else [None, load_policy(loaded.policy_file)]
     methods = [method_for(policy) for policy in policies]
     best = Chosen(_drawn(family, 0), ())
     with Engine(loaded) as engine:
-        if before and _right(engine, loaded, before, methods) == before.questions:
+        if before and len(before.questions) == _QUESTIONS == len(_right(engine, loaded, before, methods)):
             return before
         for index in range(_TRIES):
             sample = _drawn(family, index)

@@ -1,4 +1,4 @@
-"""Trains the demo model: python -m bench.demo_model train --recipe cpu --minutes 120
+"""Trains the demo model: python -m bench.demo_model train --minutes 12
 
 Goes on where the run's checkpoint ends. The curriculum and the learning rate follow the training time that is used
 up, so that a recipe fits any machine. On a CPU that is processor time: a training in the background loses nothing while

@@ -31,7 +31,7 @@ def sobel_magnitude(blurred: Tensor) -> Tensor:
         kernels.sobel(blurred.contiguous().numpy(), magnitude.numpy())
         return magnitude
     a, b, c, d, _, f, g, h, i = neighbours(blurred)
-    # Row-major additions, as in torch's CPU `conv2d`, and squares in kernels of their own, so that nothing is fused.
+    # Row-major additions, and squares in kernels of their own, so that nothing is fused.
     across = c - a - 2 * d + 2 * f - g + i
     down = -a - 2 * b - c + g + 2 * h + i
     # In float64 and back, which rounds right: torch's float32 root on CPU is off by the last bit now and then.

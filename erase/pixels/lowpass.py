@@ -15,8 +15,9 @@ ROWS_AT_A_TIME = 64 * POOL  # keeps the grey image in the processor's cache
 def low_pass(tiles: Tensor, luma: Luma = BT601) -> Tensor:
     """Grey clamped to 0..255, averaged over 4 x 4 pixels, then blurred by [1 2 1; 2 4 2; 1 2 1] / 16.
 
-    Sums run in row-major order, as those of torch's CPU `avg_pool2d` and `conv2d` do, so that every device and the
-    authors' code give the same bits. The blur mirrors each tile at its outermost pooled pixels.
+    Sums run in row-major order, so that every device gives the same bits, those of the authors' code on an AMD CPU: in
+    which order torch's `conv2d` adds up depends on the processor (an Intel Xeon's last bits differ). The blur mirrors
+    each tile at its outermost pooled pixels.
 
     Args:
         tiles: uint8 [T, 3, H, W]; H and W are multiples of 4 and at least 8.
