@@ -263,7 +263,7 @@ def _decoder_layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: T
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention over (B, heads, L, width); on a CPU, short rows as plain products: several times faster there."""
+    """Attention over (B, heads, L, width); on a CPU, short rows as plain products, which are faster there."""
     count, heads, length, width = query.shape
     if query.device.type != "cpu" or length > _SHORT:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

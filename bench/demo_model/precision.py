@@ -11,5 +11,5 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 def reduced_precision(device: torch.device, enabled: bool = True) -> torch.autocast:
     """Within, matrix products take bfloat16 where that is faster."""
-    dtype = fast_dtype(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and dtype == torch.bfloat16)
+    pays = fast_dtype(device) == torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and pays)

@@ -36,7 +36,7 @@ _CROWD = 0.7
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample and those of its questions that are answered right with and without pruning."""
+    """A sample and some of its questions: once chosen, those that are answered right with and without pruning."""
 
     sample: synthetic.Sample
     questions: tuple[synthetic.Question, ...]

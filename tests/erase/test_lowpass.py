@@ -12,14 +12,12 @@ from erase.pixels.lowpass import low_pass
 from erase.pixels.luma import BT601, BT601_UNIT, Luma, grey
 
 SIZES = [(8, 8), (28, 28), (56, 140), (252, 1036), (644, 448), (1008, 1344)]
-
-
 BINOMIAL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 
-def mirrored(tiles: Tensor, luma: Luma = BT601) -> Tensor:
+def mirrored(tiles: Tensor) -> Tensor:
     """The pooled image [T, 1, H / 4 + 2, W / 4 + 2] with a mirrored border."""
-    pooled = functional.avg_pool2d(grey(tiles, luma).clamp(0, 255).unsqueeze(1), 4)
+    pooled = functional.avg_pool2d(grey(tiles, BT601).clamp(0, 255).unsqueeze(1), 4)
     return functional.pad(pooled, (1, 1, 1, 1), mode="reflect")
 
 
