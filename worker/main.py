@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
+from types import FrameType
 
 from celery.signals import worker_shutting_down
 
@@ -17,12 +19,20 @@ log = logging.getLogger("worker")
 ENGINE_DIED = 1
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def run_worker(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; running jobs get `ERASE_DRAIN_S` to finish, the rest are given back.
 
     Returns the exit status: 0 after a stop, 1 when the engine died, 2 when the worker cannot start.
     """
     configure_logging(settings)
+    # Until Celery installs its own handlers the worker holds no job and may leave at once. The first process of a
+    # container needs one to be stopped at all: a signal that it does not handle is ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     runtime = WorkerRuntime(settings)
     try:
         runtime.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -107,6 +108,19 @@ def test_a_job_that_kills_every_worker_is_dead_lettered(rescue: Deployment) -> N
     assert outcome.problem.type == "urn:erase:problem:dead-letter"
     reply = httpx.get(f"{rescue.url}/v1/jobs/{job_id}", trust_env=False)
     assert reply.json()["state"] == JobState.DEAD
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["loading model", "model ready"])
+def test_a_worker_that_is_stopped_before_it_takes_jobs_exits_cleanly(
+    rescue: Deployment, moment: str, number: signal.Signals
+) -> None:
+    worker = rescue.start_worker(wait=False)
+    until(lambda: moment in worker.last_lines(40), what=f"'{moment}' in its log")
+    worker.send(number)
+    until(lambda: not worker.running, what="the worker's exit")
+    assert worker.exit_status == 0, worker.last_lines(40)
+    assert "Traceback" not in worker.last_lines(40)
 
 
 def test_a_stopped_worker_hands_its_jobs_on_and_exits_cleanly(rescue: Deployment) -> None:
