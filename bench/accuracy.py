@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bench import other_renderer
 from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine, usable_cores
+from erase.bar import progress_bar
 from erase.errors import EraseError
 from erase.synthetic.dataset import write_dataset
 from erase.synthetic.generate import FAMILIES, VERSION
@@ -99,7 +99,7 @@ def _drawn(table: Table, work: Path) -> Path:
             drawn, kinds = other_renderer.write(drawing, table.images), len(other_renderer.KINDS)
         else:
             drawn, kinds = write_dataset(drawing, "test", table.images, tokens=table.tokens), len(FAMILIES)
-        for _ in tqdm(drawn, total=table.images * kinds, desc="drawing", unit="image", disable=None):
+        for _ in progress_bar(drawn, total=table.images * kinds, desc="drawing", unit="image"):
             pass
         drawing.rename(data)
     return data

@@ -22,9 +22,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from tqdm import tqdm
 
 from bench.report import positive, run_main
+from erase.bar import progress_bar
 from erase.errors import EraseError, InputError
 from erase.records import PREFERRED
 from erase.synthetic.colours import NAMED, VIVID
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=positive, default=20, help="per kind (%(default)s)")
 
     def run(options: argparse.Namespace) -> None:
-        for _ in tqdm(write(options.folder, options.images), total=len(KINDS) * options.images, disable=None):
+        for _ in progress_bar(write(options.folder, options.images), total=len(KINDS) * options.images):
             pass
 
     return run_main(run, parser.parse_args(arguments), EraseError)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 
 from bench.demo_model.data import MARK_CLASSES, Collator, fitted
@@ -24,6 +23,7 @@ from bench.demo_model.network import TrainingNetwork
 from bench.demo_model.validate import answered
 from bench.report import table, this_machine, write_json
 from erase import synthetic
+from erase.bar import progress_bar
 
 BANDS = ((64, 100), (144, 220), (400, 600), (1000, 1300), (1800, 2304))
 """Fewest and most vision tokens of an image."""
@@ -64,7 +64,7 @@ def evaluate(model_folder: Path, split: str, images: int, bands: Sequence[tuple[
     collator = Collator(model_folder)
     cells = []
     total = len(bands) * len(synthetic.FAMILIES) * images
-    with tqdm(total=total, unit="image", desc="evaluating") as bar:
+    with progress_bar(total=total, unit="image", desc="evaluating") as bar:
         for number, band in enumerate(bands):
             for family in synthetic.FAMILIES:
                 outcomes = []

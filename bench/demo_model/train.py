@@ -33,6 +33,7 @@ from bench.demo_model.precision import reduced_precision
 from bench.demo_model.recipe import RECIPES, Phase, Recipe
 from bench.demo_model.tokenizer import SPECIAL, save_tokenizer
 from bench.demo_model.validate import validate
+from erase.bar import progress_bar
 
 CHECKPOINT = "checkpoint.pt"
 _MARK_SCALE = 20.0
@@ -217,7 +218,7 @@ class _Run:
     def go(self, batches: Iterator[Batch]) -> None:
         """Trains until the time is used up, or SIGINT or SIGTERM asks to stop; either way a checkpoint is kept."""
         handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=round(self.budget), initial=round(self.progress.seconds), unit="s", desc="training")
+        bar = progress_bar(total=round(self.budget), initial=round(self.progress.seconds), unit="s", desc="training")
         try:
             while self.progress.seconds < self.budget and not self.stopping:
                 started = training_clock(self.device)
@@ -228,7 +229,7 @@ class _Run:
                 self.share[0] = min(1.0, self.progress.seconds / self.budget)
                 bar.update(round(self.progress.seconds) - bar.n)
                 if self.progress.step % _REPORT_EVERY == 0:
-                    bar.set_postfix_str(self.report())
+                    bar.set_postfix_str(self.report(), refresh=False)
                 if self.progress.seconds - self.saved_at > self.save_every:
                     self.save()
         finally:

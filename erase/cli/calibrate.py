@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from erase.cli.common import add_command, add_model_options, load, percent, print_json, table
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from erase.calibration import Calibration, Step
 
 PHASES = {"unpruned": "asking without pruning", "search": "searching", "check": "checking the policy"}
@@ -85,8 +87,8 @@ def _rows(found: Calibration, out: Path) -> dict[str, str]:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[Step], None]]:
-    """One bar per phase, on a terminal only."""
-    from tqdm import tqdm
+    """One bar per phase."""
+    from erase.bar import progress_bar
 
     bars: dict[str, tqdm[Any]] = {}
 
@@ -95,10 +97,10 @@ def _bars() -> Iterator[Callable[[Step], None]]:
         if bar is None:
             for finished in bars.values():
                 finished.close()
-            bar = bars[step.phase] = tqdm(total=step.total, initial=step.done, desc=PHASES[step.phase], disable=None)
+            bar = bars[step.phase] = progress_bar(total=step.total, initial=step.done, desc=PHASES[step.phase])
         bar.update(step.done - bar.n)
         if step.best is not None:
-            bar.set_postfix_str(f"best objective {step.best:.2f}")
+            bar.set_postfix_str(f"best objective {step.best:.2f}", refresh=False)
 
     try:
         yield show

@@ -183,9 +183,9 @@ def _contests(
 @contextmanager
 def answer_bar() -> Iterator[Callable[[Step], None]]:
     """What shows an evaluation's steps as a bar on standard error."""
-    from tqdm import tqdm
+    from erase.bar import progress_bar
 
-    with tqdm(unit="answer", desc="asking", disable=None) as bar:
+    with progress_bar(unit="answer", desc="asking") as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total

@@ -39,8 +39,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the folder and prints what is in it; the bar goes to standard error."""
-    from tqdm import tqdm
-
+    from erase.bar import progress_bar
     from erase.synthetic import FAMILIES
     from erase.synthetic.dataset import write_dataset
 
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     total = len(families) * max(0, options.images)
     questions: dict[str, int] = defaultdict(int)
     shown: dict[str, list[Sample]] = defaultdict(list)
-    for sample in tqdm(samples, total=total, desc="drawing", unit="image", disable=None):
+    for sample in progress_bar(samples, total=total, desc="drawing", unit="image"):
         questions[sample.family] += len(sample.questions)
         if options.sheets and len(shown[sample.family]) < _ON_A_SHEET:
             shown[sample.family].append(sample)

@@ -19,7 +19,7 @@ from bench.demo_model.samples import bundled, choose
 from bench.demo_model.tokenizer import SPECIAL, make_tokenizer, save_tokenizer
 from bench.demo_model.train import CHECKPOINT, learning_rate, losses, make_optimizers, train
 from bench.demo_model.validate import answered
-from erase import synthetic
+from erase import bar, synthetic
 from erase.models.loading import DEMO_FOLDER, load_model
 from tests.bench.tiny import TINY, length_of, stock_inputs
 
@@ -110,6 +110,7 @@ class TestTraining:
         monkeypatch.setitem(RECIPES, "tiny", TINY)
         monkeypatch.setattr(training, "validate", lambda *_: {"general": 0.5})
         monkeypatch.setattr(training, "_REPORT_EVERY", 5)
+        monkeypatch.setattr(bar, "LINE_EVERY_S", 0.0)
         ticks = count()  # a step takes two of them, however busy the machine is
         monkeypatch.setattr(training, "training_clock", lambda _: 0.1 * next(ticks))
         train(tmp_path, "tiny", minutes=0.1, device="cpu", workers=0)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
+from erase.bar import progress_bar
 from service.processes import Child
 from tests.faults.corpus import mutated
 from tests.system.deployment import Deployment, bundled_questions
@@ -63,7 +63,7 @@ def ask_all(stack: Deployment, children: dict[str, Child], count: int, warm_up: 
             report.kinds.clear()
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 replies = pool.map(lambda data: _ask(client, data), islice(files, size))
-                for kind in tqdm(replies, desc=part, total=size, disable=not sys.stderr.isatty()):
+                for kind in progress_bar(replies, desc=part, total=size):
                     report.kinds[kind] += 1
                     if kind.startswith("wrong"):
                         report.wrong.append(kind)

@@ -26,8 +26,8 @@ from typing import Any
 
 import httpx
 import redis
-from tqdm import tqdm
 
+from erase.bar import progress_bar
 from service.processes import Child
 from tests.system.deployment import Question, bundled_questions, free_port, until
 from tests.system.forked import FastDeployment
@@ -111,7 +111,7 @@ class Storm:
         until(self._ready, what="the start")
         for client in self._clients:
             client.start()
-        for _ in tqdm(range(kills), desc="kills", unit="kill", disable=not sys.stderr.isatty()):
+        for _ in progress_bar(range(kills), desc="kills", unit="kill"):
             time.sleep(self.random.uniform(*PAUSE_S))
             name = "redis" if self.random.random() < REDIS_SHARE else self.random.choice(sorted(parts))
             if name == "redis":
