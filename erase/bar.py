@@ -31,6 +31,6 @@ class _Lines:
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """tqdm's bar, with its arguments; outside of a terminal lines, none for what ends within half a minute."""
     if not sys.stderr.isatty():
-        times = dict.fromkeys(("mininterval", "maxinterval", "delay"), LINE_EVERY_S)
+        times = {"mininterval": LINE_EVERY_S, "delay": LINE_EVERY_S, "miniters": 1}
         options |= {"file": _Lines(), "bar_format": _LINE, **times}
     return tqdm(iterable, **options)
