@@ -8,9 +8,11 @@ colours that a word names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from bench.demo_model.bars import EXTREMES, Point, tip_of_extreme, tip_to_axis
 from erase.synthetic.sample import Box, Mark, Question, Sample
 
 _REACH = 2.0
@@ -18,8 +20,6 @@ _IGNORED = ":;"
 _BESIDE = 0.35
 Span = tuple[int, int]
 """Characters of a text, from and to (excluded)."""
-Point = tuple[float, float]
-"""A place in the image, in pixels from the left and from the top."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,24 @@ class Grounded:
 
 @dataclass(frozen=True)
 class Grounds:
-    """What the characters of a question, and of its answer, are about."""
+    """What the characters of a question, and of its answer, are about; `between` is a bar's tip that leads from the
+    name of its category to a number of the axis, or back."""
 
     asked: tuple[Grounded, ...]
     answered: tuple[Grounded, ...]
+    between: Point | None = None
 
     def links(self) -> Iterator[tuple[Point, Point, bool]]:
-        """Pairs of points of what is asked about and of the answer; true where these stand beside each other."""
+        """Pairs of points of what is asked about and of the answer, or of these and what is between them; true where
+        both stand beside each other."""
         for box in sorted({one.box for one in self.asked}):
             asked = [one.point for one in self.asked if one.box == box]
             answered = [one.point for one in self.answered if one.box != box]
             if answered:
-                across, down = (abs(a - b) for a, b in zip(_middle(asked), _middle(answered), strict=True))
-                yield from ((first, second, down <= across * _BESIDE) for first in asked for second in answered)
+                stops = [asked, [self.between], answered] if self.between else [asked, answered]
+                for before, after in pairwise(stops):
+                    across, down = (abs(a - b) for a, b in zip(_middle(before), _middle(after), strict=True))
+                    yield from ((first, second, down <= across * _BESIDE) for first in before for second in after)
 
 
 def grounded(sample: Sample, question: Question) -> Grounds:
@@ -61,7 +66,29 @@ def grounded(sample: Sample, question: Question) -> Grounds:
             if mark.kind != "glyph":
                 asked += _named(question.text, mark, box)
                 answered += _named(question.answer, mark, box)
-    return Grounds(tuple(asked), tuple(answered))
+    bars = {box: place for box, place in enumerate(question.evidence) if _is_drawn(inside[box], place)}
+    between = None
+    if question.kind in EXTREMES and len(exact) == 1:
+        asked += _extreme(question, bars, *exact.items())
+    elif asked and answered and question.kind in ("value", "at_value"):
+        name = asked if question.kind == "value" else answered
+        between = tip_to_axis(bars, question, _middle([one.point for one in name]))
+    return Grounds(tuple(asked), tuple(answered), between)
+
+
+def _is_drawn(marks: Sequence[Mark], box: Box) -> bool:
+    """Whether the box is that of a bar, shape or colour, and not of a text."""
+    return any(mark.kind != "glyph" and mark.box == box for mark in marks)
+
+
+def _extreme(question: Question, bars: Mapping[int, Box], name: tuple[int, list[Mark]]) -> Iterator[Grounded]:
+    """ "highest" and "lowest" are about the tip of that bar."""
+    box, glyphs = name
+    start = question.text.find(question.kind)
+    found = tip_of_extreme(bars, len(question.evidence), box, _middle([mark.box.centre for mark in glyphs]))
+    if found and start >= 0:
+        bar, point = found
+        yield Grounded((start, start + len(question.kind)), point, bar)
 
 
 def _middle(points: Sequence[Point]) -> Point:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding
 
-from bench.demo_model.grounding import Grounded, Grounds, Point, of_token
+from bench.demo_model.bars import Point
+from bench.demo_model.grounding import Grounded, Grounds, of_token
 
 CELL = 28
 LOOKS = ("beside", "above", "asking", "finding", "recalling", "answering")

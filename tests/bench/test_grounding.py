@@ -97,6 +97,65 @@ class TestGrounding:
         grounds = grounded(sample, Question("What is the h for r?", "5", tuple(boxes), "cell"))
         assert sorted(grounds.links()) == [((5, 50), (67, 52), True), ((65, 10), (67, 52), False)]
 
+    @pytest.mark.parametrize("kind", ["value", "at_value"])
+    @pytest.mark.parametrize(
+        ("bar", "name", "number", "links"),
+        [
+            (Box(40, 30, 60, 80), (45, 84), (0, 20), [((50, 30), (5, 30), True), ((50, 94), (50, 30), False)]),
+            (Box(30, 40, 90, 60), (0, 40), (85, 80), [((5, 50), (90, 50), True), ((90, 50), (90, 90), False)]),
+        ],
+        ids=["upright", "lying"],
+    )
+    def test_the_tip_of_a_bar_leads_from_its_name_to_the_axis_and_back(self, bar, name, number, links, kind):
+        sample, (label, tick, zero) = page(
+            ("r", *name), ("4", *number), ("0", 100, 100), things=(Mark("colour", "red", bar),)
+        )
+        evidence = (bar, label, tick, zero)
+        question = Question("What is the value of r?", "4", evidence, "value")
+        if kind == "at_value":
+            question = Question("Which category has the value 4?", "r", evidence, "at_value")
+        found = list(grounded(sample, question).links())
+        assert sorted((*sorted(pair), beside) for *pair, beside in found) == sorted(
+            (*sorted(pair), beside) for *pair, beside in links
+        )
+
+    def test_a_value_that_is_printed_needs_no_tip(self):
+        bar = Box(40, 30, 60, 80)
+        sample, boxes = page(("r", 45, 84), ("4", 45, 5), things=(Mark("colour", "red", bar),))
+        question = Question("What is the value of r?", "4", (bar, *boxes), "value")
+        assert list(grounded(sample, question).links()) == [((50, 94), (50, 15), False)]
+
+    def test_highest_and_lowest_point_at_the_tips_of_these_bars(self):
+        found: dict[str, int] = {}
+        for index in range(60):
+            sample = synthetic.sample("charts", "train", index, size=(336, 336))
+            for question in sample.questions:
+                grounds = grounded(sample, question)
+                if question.kind in ("highest", "lowest") and grounds.asked:
+                    (word,) = grounds.asked
+                    assert question.text[slice(*word.span)] == question.kind
+                    bars = [
+                        box
+                        for box in question.evidence
+                        if any(mark.kind != "glyph" and mark.box == box for mark in sample.marks)
+                    ]
+                    lying = word.point[0] == question.evidence[word.box].right
+                    lengths = [bar.right if lying else -bar.top for bar in bars]
+                    most = max(lengths) if question.kind == "highest" else min(lengths)
+                    assert (word.point[0] if lying else -word.point[1]) == most
+                    kind = "lying" if lying else "upright"
+                    found[kind] = found.get(kind, 0) + 1
+        assert found["lying"] > 20
+        assert found["upright"] > 20
+
+    def test_slices_have_no_tip(self):
+        key, name, figure, part = Box(60, 0, 70, 10), ("r", 75, 0), ("70%", 90, 0), Box(10, 10, 30, 30)
+        other = (Box(60, 30, 70, 40), ("s", 75, 30), ("30%", 90, 30), Box(10, 40, 30, 60))
+        things = tuple(Mark("colour", "red", box) for box in (key, part, other[0], other[3]))
+        sample, (r, seventy, s, thirty) = page(name, figure, other[1], other[2], things=things)
+        evidence = (key, r, seventy, part, other[0], s, thirty, other[3])
+        assert grounded(sample, Question("Which category is highest?", "r", evidence, "highest")).asked == ()
+
     def test_every_lookup_of_the_generator_is_grounded_on_both_sides(self):
         missing = []
         for family, kinds in (("documents", {"cell", "field", "which"}), ("charts", {"value", "at_value"})):
