@@ -82,7 +82,7 @@ def _is_drawn(marks: Sequence[Mark], box: Box) -> bool:
 
 
 def _extreme(question: Question, bars: Mapping[int, Box], name: tuple[int, list[Mark]]) -> Iterator[Grounded]:
-    """ "highest" and "lowest" are about the tip of that bar."""
+    """The words "highest" and "lowest" are about the tip of that bar."""
     box, glyphs = name
     start = question.text.find(question.kind)
     found = tip_of_extreme(bars, len(question.evidence), box, _middle([mark.box.centre for mark in glyphs]))
