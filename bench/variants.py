@@ -42,6 +42,7 @@ from erase.policy import BudgetPolicy, DistinctPolicy, Policy
 from erase.records import load_records
 from erase.selection import farthest_points
 
+AGAINST = "erase-distinct"
 CUE_WEIGHT = 0.3
 MEAN_SHARE = 1 / 3
 """Of an image's cells, what stage 1 of revision 2 leaves of generated images on average."""
@@ -191,7 +192,7 @@ def variants(retention: float, loaded: LoadedModel) -> dict[str, Policy | Method
     distinct = DistinctPolicy(retention)
     early = BudgetPolicy(retention, late_retention=1.0, cue_weight=0.0, scoring="exact")  # all its budget in one cut
     return {
-        "erase-distinct": distinct,
+        AGAINST: distinct,
         "erase-2": BudgetPolicy(retention),
         "erase-2-exact": BudgetPolicy(retention, scoring="exact"),
         "early": early,
@@ -248,7 +249,8 @@ def run(options: argparse.Namespace) -> None:
     progress(str(this_machine()))
     loaded, records = load_model(options.model, device="cpu"), load_records(options.data)
     contests = [
-        Contest("layer_average", retention, tuple(_tried(retention, loaded)), {}) for retention in options.retentions
+        Contest("layer_average", retention, tuple(_tried(retention, loaded, options.only)), {})
+        for retention in options.retentions
     ]
     everyone = [NONE, *(one for contest in contests for one in contest.contestants)]
     with answer_bar() as show:
@@ -262,14 +264,19 @@ def run(options: argparse.Namespace) -> None:
             progress=show,
         )
     if options.part.whole:
-        text = markdown(summarise(records, contests, answers, "erase-distinct"))
+        text = markdown(summarise(records, contests, answers, AGAINST))
         (options.out / "variants.md").write_text(text, encoding="utf-8")
         print(text)
 
 
-def _tried(retention: float, loaded: LoadedModel) -> Iterator[Contestant]:
-    for name, one in variants(retention, loaded).items():
-        yield Tried(name, cast(Policy, one), retention)
+def _tried(retention: float, loaded: LoadedModel, only: Sequence[str]) -> Iterator[Contestant]:
+    found = variants(retention, loaded)
+    unknown = set(only) - set(found)
+    if unknown:
+        raise InputError(f"there is no variant {sorted(unknown)[0]!r}; known: {'; '.join(found)}")
+    for name, one in found.items():
+        if not only or name in (*only, AGAINST):
+            yield Tried(name, cast(Policy, one), retention)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -279,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of answers and table")
     parser.add_argument("--model", default="demo", help="a Qwen2.5-VL (%(default)s)")
     parser.add_argument("--retentions", type=fractions, default=[0.15, 0.075], help="0.15,0.075")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this one; again for more (all)")
     parser.add_argument("--part", type=Part.parse, default=Part(), help="K/N, as of erase evaluate")
     parser.add_argument("--restart", action="store_true", help="forget the answers of an earlier run")
     return run_main(run, parser.parse_args(arguments), EraseError)

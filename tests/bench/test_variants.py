@@ -90,3 +90,8 @@ def test_the_command_compares_them(tmp_path, capsys):
     table = capsys.readouterr().out
     assert all(f"| {name} |" in table for name in variants.variants(0.3, load_model(str(STARTER))))
     assert (tmp_path / "out" / "variants.md").read_text() in table
+    assert variants.main([*command, "--only", "early", "--only", "distinct, cued"]) == 0
+    shown = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert set(shown) == {"| method", "| ---", "| early", "| distinct, cued", "| erase-distinct"}
+    assert variants.main([*command, "--only", "late"]) == 1
+    assert "there is no variant 'late'; known: erase-distinct; " in capsys.readouterr().err
