@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -221,21 +221,21 @@ def render(family: str, split: str, index: int, columns: int, rows: int, rng: Ra
 
 
 def fitted(sample: Sample, columns: int, rows: int) -> Sample:
-    """The sample resized to whole cells, as the image processor does it, with its marks."""
+    """The sample resized to whole cells, as the image processor does it, with its marks and its evidence."""
     size = (columns * CELL, rows * CELL)
     if sample.image.size == size:
         return sample
     across, down = size[0] / sample.image.width, size[1] / sample.image.height
-    marks = tuple(
-        Mark(
-            mark.kind,
-            mark.value,
-            synthetic.Box(mark.box.left * across, mark.box.top * down, mark.box.right * across, mark.box.bottom * down),
-        )
-        for mark in sample.marks
+
+    def stretched(box: synthetic.Box) -> synthetic.Box:
+        return synthetic.Box(box.left * across, box.top * down, box.right * across, box.bottom * down)
+
+    marks = tuple(replace(mark, box=stretched(mark.box)) for mark in sample.marks)
+    questions = tuple(
+        replace(question, evidence=tuple(stretched(box) for box in question.evidence)) for question in sample.questions
     )
     image = sample.image.resize(size, Image.Resampling.BICUBIC)
-    return Sample(sample.name, sample.family, image, sample.questions, marks)
+    return Sample(sample.name, sample.family, image, questions, marks)
 
 
 def moved(sample: Sample, across: int, down: int) -> Sample:

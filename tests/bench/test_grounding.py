@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from bench.demo_model.data import Collator, render
+from bench.demo_model.data import Collator, fitted, render
 from bench.demo_model.grounding import Grounds, grounded, of_token
 from bench.demo_model.network import Looks
 from bench.demo_model.recipe import Head, Phase
@@ -166,6 +166,16 @@ class TestGrounding:
                     if question.kind in kinds and not (grounds.asked and grounds.answered):
                         missing.append((sample.name, question.text))
         assert missing == []
+
+    def test_a_resized_image_has_its_evidence_where_it_is_drawn(self):
+        sample, (label, value) = page(("tax", 0, 0), ("47", 60, 0))
+        sample = replace(sample, questions=(Question("What is the tax?", "47", (label, value), "field"),))
+        resized = fitted(sample, 8, 2)  # from 112 x 112 pixels to 224 x 56
+        assert resized.image.size == (224, 56)
+        assert resized.questions[0].evidence == (Box(0, 0, 60, 10), Box(120, 0, 160, 10))
+        asked, answered = spelled(resized, resized.questions[0])
+        assert asked == {"t": {(10, 5)}, "a": {(30, 5)}, "x": {(50, 5)}}
+        assert answered == {"4": {(130, 5)}, "7": {(150, 5)}}
 
 
 class TestPairs:
