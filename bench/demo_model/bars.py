@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from erase.synthetic.sample import Box, Question
 
@@ -41,6 +41,6 @@ def tip_of_extreme(bars: Mapping[int, Box], boxes: int, name: int, at: Point) ->
     if not bars or boxes % len(bars):
         return None
     each = boxes // len(bars)
-    own: Sequence[int] = [place for place in bars if place // each == name // each]
+    own = [place for place in bars if place // each == name // each]
     found = tip(bars[own[0]], at) if len(own) == 1 else None
     return (own[0], found) if found else None

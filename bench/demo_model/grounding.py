@@ -66,19 +66,22 @@ def grounded(sample: Sample, question: Question) -> Grounds:
             if mark.kind != "glyph":
                 asked += _named(question.text, mark, box)
                 answered += _named(question.answer, mark, box)
-    bars = {box: place for box, place in enumerate(question.evidence) if _is_drawn(inside[box], place)}
     between = None
     if question.kind in EXTREMES and len(exact) == 1:
-        asked += _extreme(question, bars, *exact.items())
+        asked += _extreme(question, _drawn(question, inside), *exact.items())
     elif asked and answered and question.kind in ("value", "at_value"):
         name = asked if question.kind == "value" else answered
-        between = tip_to_axis(bars, question, _middle([one.point for one in name]))
+        between = tip_to_axis(_drawn(question, inside), question, _middle([one.point for one in name]))
     return Grounds(tuple(asked), tuple(answered), between)
 
 
-def _is_drawn(marks: Sequence[Mark], box: Box) -> bool:
-    """Whether the box is that of a bar, shape or colour, and not of a text."""
-    return any(mark.kind != "glyph" and mark.box == box for mark in marks)
+def _drawn(question: Question, inside: Sequence[Sequence[Mark]]) -> dict[int, Box]:
+    """The evidence boxes of bars, shapes and colours, by their place in it: those that are no text."""
+    return {
+        number: box
+        for number, (box, marks) in enumerate(zip(question.evidence, inside, strict=True))
+        if any(mark.kind != "glyph" and mark.box == box for mark in marks)
+    }
 
 
 def _extreme(question: Question, bars: Mapping[int, Box], name: tuple[int, list[Mark]]) -> Iterator[Grounded]:

@@ -28,7 +28,6 @@ def _serve(environment: Mapping[str, str], log: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["worker"]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     from worker.main import run_worker
     from worker.settings import load_settings
 
