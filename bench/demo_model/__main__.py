@@ -35,6 +35,7 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler)")
     parser.add_argument("--start", type=Path, help="model folder to go on from while there is no checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of the images drawn; another for a model that goes on")
     parser.set_defaults(run_command=_train)
 
 
@@ -47,6 +48,7 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.minutes,
         arguments.device,
         arguments.workers,
+        seed=arguments.seed,
         compiled=arguments.compile,
         start=arguments.start,
         checkpoint_minutes=arguments.checkpoint_minutes,

@@ -160,6 +160,6 @@ RECIPES = {
         encoder_scale=0.5,
         warmup_steps=40,
         cooldown=0.6,
-        harder=("documents", "charts", "charts", "infographics", "general", "ocr"),
+        harder=("documents", *["charts"] * 3, "infographics", "general", "ocr"),
     ),
 }
