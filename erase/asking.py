@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from erase.engine import ContextLengthError, Engine, Handle, SamplingParams, Sequence
 from erase.errors import InputError
 from erase.methods.base import Method, Preselection
+from erase.metrics import Metric
 from erase.models.loading import LoadedModel
 from erase.models.prompt import PreparedPrompt
 from erase.records import Record
 
 Asked = TypeVar("Asked")
 Outcome = TypeVar("Outcome")
-BEYOND_THE_ANSWER = 8
-"""Tokens that an answer may have more than the longest one accepted; a longer one is wrong already."""
+BEYOND_THE_ANSWER: dict[Metric, int] = {"exact": 8, "relaxed": 8, "anls": 64, "contains": 64}
+"""Tokens that an answer may have more than the longest one accepted. Where only the same text or number is right, a
+longer one is wrong already; where it may stand in a sentence, or be near enough, a cut would change the score."""
 
 
 def submit(
@@ -34,10 +37,19 @@ def submit(
     """
     tokenizer = loaded.text_tokenizer
     longest = max(len(tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
-    sampling = SamplingParams(max_tokens=longest + BEYOND_THE_ANSWER)
+    sampling = SamplingParams(max_tokens=longest + BEYOND_THE_ANSWER[record.metric])
     try:
         return engine.submit(Sequence(record.name, prompt, method, preselection, sampling))
     except ContextLengthError as error:
+        raise InputError(f"{record.name}: {error}") from error
+
+
+@contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """Errors about what the record asks for name it."""
+    try:
+        yield
+    except InputError as error:
         raise InputError(f"{record.name}: {error}") from error
 
 

@@ -4,60 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from erase.errors import EraseError
+
 
 class Journal:
-    """A file of JSON lines. `lines` are those that it held; `begin` it, then `append`.
+    """A file of JSON lines, for one process at a time. `lines` are those that it held; `begin` it, then `append`.
 
-    A last line that a killed process left half-written does not count and is cut off.
+    Nothing is written before `begin`, and then a last line that a killed process left half-written is cut off, or, to
+    `restart`, all of them.
 
     Raises:
+        EraseError: another process has it open, where the system can tell.
         ValueError: a whole line is no JSON.
     """
 
     def __init__(self, path: Path, *, restart: bool = False) -> None:
         self.path = path
-        if restart:
-            path.unlink(missing_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        self._whole = content.rfind(b"\n") + 1
-        self.lines: list[Any] = [json.loads(line) for line in content[: self._whole].splitlines()]
-        self._file: IO[str] | None = None
-
-    def begin(self, header: Mapping[str, Any]) -> None:
-        """Open it for more; an empty one begins with the header.
-
-        Raises:
-            BlockingIOError: another process has it open, where the system can tell.
-        """
-        self._file = self.path.open("r+" if self._whole else "a", encoding="utf-8")
+        self._file = _opened(path)
         try:
-            _lock(self._file)
-        except BlockingIOError:
+            content = b"" if restart else self._file.read()
+            self._whole = content.rfind(b"\n") + 1
+            self.lines = _parsed(content)
+        except BaseException:
             self.close()
             raise
+
+    def begin(self, header: Mapping[str, Any]) -> None:
+        """Make it ready for more; an empty one begins with the header."""
         self._file.truncate(self._whole)
-        self._file.seek(self._whole)
         if not self._whole:
             self.append(header)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line; it is in the file on return."""
-        assert self._file is not None, "not begun yet"  # noqa: S101
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
+
+    def remove(self) -> None:
+        """Delete the file, which no other process is writing."""
+        self.path.unlink()
+        self.close()
 
     def close(self) -> None:
         """Close the file; it stays where it is."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
 
-def _lock(file: IO[str]) -> None:
-    with contextlib.suppress(ImportError):
-        import fcntl
+def whole_lines(path: Path) -> list[Any]:
+    """What a journal holds that another process may be writing.
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    Raises:
+        ValueError: a whole line is no JSON.
+    """
+    return _parsed(path.read_bytes())
+
+
+def _parsed(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The file, locked and at its beginning; whatever is written goes to its end."""
+    while True:
+        file = path.open("a+b")
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise EraseError(f"another process is writing {path}") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.seek(0)
+                return file
+        file.close()  # its last owner deleted it between our opening and our locking

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -263,9 +264,13 @@ def save_policy(policy: Policy, path: str | Path) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number beyond all floats
+            number = float(value)
+    if not math.isfinite(number):
         raise PolicyError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+    return number
 
 
 def _numbers(name: str, values: object) -> tuple[float, ...]:

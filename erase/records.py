@@ -13,6 +13,8 @@ from erase.errors import InputError
 from erase.metrics import METRICS, Metric
 
 PREFERRED = "records.jsonl"
+_FARTHEST = 1e9
+"""Pixels beyond any picture."""
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -111,7 +113,7 @@ def _is_box(box: object) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(side, int | float) and not isinstance(side, bool) for side in box)
+        and all(isinstance(side, int | float) and not isinstance(side, bool) and abs(side) <= _FARTHEST for side in box)
         and box[0] <= box[2]
         and box[1] <= box[3]
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from erase.asking import in_turn, submit
+from erase.asking import in_turn, naming, submit
 from erase.calibration.search import ImageStats
 from erase.engine import Engine, EngineLimits, Handle
 from erase.methods.base import Architecture, Cut, Method, Preselection
@@ -56,7 +56,8 @@ class Examiner:
 
     def _submit(self, number: int, method: Method) -> tuple[int, Preselection, Handle]:
         record, loaded = self._records[number], self._loaded
-        images = prepare_images(loaded, [open_picture(path) for path in record.images])
+        with naming(record):
+            images = prepare_images(loaded, [open_picture(path) for path in record.images])
         preselection = method.preselect([image.pixels for image in images])
         prompt = prepare_prompt(loaded, record.question, images)
         return number, preselection, submit(self._engine, loaded, record, prompt, method, preselection)

@@ -53,7 +53,7 @@ class ProgressFile:
     """Everything asked and tried, by record number and by order; additions are on disk when a method returns.
 
     Raises:
-        EraseError: the file belongs to another calibration, or is damaged.
+        EraseError: the file belongs to another calibration, is damaged, or is being written by another process.
     """
 
     def __init__(self, path: Path, identity: Identity, *, restart: bool = False) -> None:
@@ -61,7 +61,15 @@ class ProgressFile:
         self.unpruned: dict[int, Unpruned] = {}
         self.answers: dict[tuple[int, tuple[int, ...]], bool] = {}
         self.tried: list[Tried] = []
-        self._journal = self._read(identity, restart)
+        try:
+            self._journal = Journal(path, restart=restart)
+        except ValueError as error:
+            raise self._damaged() from error
+        try:
+            self._take_all(identity)
+        except BaseException:
+            self._journal.close()
+            raise
         self._journal.begin({"format": FORMAT, **asdict(identity)})
 
     def close(self) -> None:
@@ -84,13 +92,11 @@ class ProgressFile:
         self.tried.append(tried)
         self._journal.append(asdict(tried))
 
-    def _read(self, identity: Identity, restart: bool) -> Journal:
-        """Take over what the file holds."""
+    def _take_all(self, identity: Identity) -> None:
         difference = ""
         try:
-            journal = Journal(self.path, restart=restart)
-            if journal.lines:
-                header, *lines = journal.lines
+            if self._journal.lines:
+                header, *lines = self._journal.lines
                 if header.pop("format") != FORMAT:
                     raise ValueError("another format")
                 difference = identity.difference(Identity(**header))
@@ -98,15 +104,15 @@ class ProgressFile:
                     for line in lines:
                         self._take(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EraseError(
-                f"{self.path} is no progress of a calibration, or damaged; start over with --restart"
-            ) from error
+            raise self._damaged() from error
         if difference:
             raise EraseError(
                 f"{self.path} is the progress of another calibration ({difference}): start over with --restart, or "
                 "choose another --out"
             )
-        return journal
+
+    def _damaged(self) -> EraseError:
+        return EraseError(f"{self.path} is no progress of a calibration, or damaged; start over with --restart")
 
     def _take(self, line: dict[str, Any]) -> None:
         if "unpruned" in line:

@@ -41,6 +41,8 @@ from erase.models.loading import LoadedModel
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_ALONE_SECONDS = 0.5
+"""How long a prefill beside which nothing decodes goes on until the engine looks who was cancelled."""
 
 
 class Engine:
@@ -96,7 +98,7 @@ class Engine:
 
     @property
     def stalled_for(self) -> float:
-        """Seconds since the engine last finished a step or was idle; small while it makes progress."""
+        """Seconds since the engine last finished a step, or a slice of a prefill, or was idle."""
         return time.monotonic() - self._progress if self._busy() else 0.0
 
     @property
@@ -134,6 +136,8 @@ class Engine:
         Raises:
             ContextLengthError: prompt and answer do not fit into the context, or into all of the cache.
             UnsupportedError: the method needs what the model does not show.
+            PolicyError: the method cannot reach its retention with this prompt.
+            InputError: the method's cuts are none.
             EngineStoppedError: the engine has not been started, has stopped or has failed.
         """
         self._require_room(sequence)
@@ -282,7 +286,9 @@ class Engine:
             return
         share = self._limits.prefill_share
         entries = self._stage.entries
-        failure = self._run_stage(self._decode_seconds * share / (1 - share) if self._running else None)
+        sharing = bool(self._running)
+        seconds = self._decode_seconds * share / (1 - share) if sharing else _ALONE_SECONDS
+        failure = self._run_stage(seconds, sharing=sharing)
         if failure is not None:
             self._joining = entries
             self._prefill_one_by_one(entries, failure)
@@ -293,16 +299,20 @@ class Engine:
         for entry in entries:
             if not entry.ended:
                 if len(entries) > 1:
-                    failure = self._start([entry]) or self._run_stage(None)
+                    failure = self._start([entry])
+                    while failure is None and self._stage is not None:
+                        failure = self._run_stage(_ALONE_SECONDS, sharing=False)
                 if failure is not None:
                     self._fail("prefill", entry, failure)
 
-    def _run_stage(self, seconds: float | None) -> Exception | None:
+    def _run_stage(self, seconds: float, *, sharing: bool) -> Exception | None:
         """Go on for so long and, when it is done, begin the answers; the error that ended it instead."""
         stage = self._stage
         assert stage is not None, "nothing to run"  # noqa: S101
         try:
-            if not stage.run(seconds):
+            done = stage.run(seconds, sharing=sharing)
+            self._progress = time.monotonic()
+            if not done:
                 return None
             logits = stage.finish()
         except Exception as error:
@@ -322,6 +332,7 @@ class Engine:
     def _not_prefilled(self, entries: list[RunningSequence], error: Exception) -> Exception:
         log.warning("prefill of %d sequences failed", len(entries), exc_info=error)
         self._require_device()
+        self._progress = time.monotonic()  # a failure is an end, too
         self._stage = None
         for entry in entries:
             entry.free_cache()

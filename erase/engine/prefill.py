@@ -103,6 +103,9 @@ class Prefill:
             self._finish_layer(query, key, value)
         for prompt in self.prompts:
             _cache_final_rows(prompt)
+            if layer in prompt.waiting and len(self.prompts) > 1:
+                key, value = prompt.waiting[layer]
+                prompt.waiting[layer] = key.clone(), value.clone()  # a view would keep those of all prompts
         self._layer += 1
 
     def _finish_layer(self, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -113,6 +116,8 @@ class Prefill:
         for prompt in self.prompts:
             if layer < len(prompt.deep):
                 add_deep_features(hidden, prompt.rows, prompt.offset, prompt.deep[layer])
+            if layer + 1 >= len(prompt.deep):
+                prompt.deep = ()  # all added; unpruned, they outweigh a pruned cache
         run = LayerRun(layer, layer_input, hidden, self._cos, self._sin)
         kept = [self._cut(prompt, run) for prompt in self.prompts]
         self._hidden = hidden

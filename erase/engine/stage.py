@@ -40,17 +40,20 @@ class PrefillStage:
         self._prefill: Prefill | None = None
         self._admitted = self._encoded = time.monotonic()
 
-    def run(self, seconds: float | None) -> bool:
-        """Go on for about so long, or to the end; whether it is done."""
+    def run(self, seconds: float, *, sharing: bool) -> bool:
+        """Go on for about so long; whether it is done.
+
+        When `sharing` the device with sequences that decode, every layer is waited for, so that the time holds.
+        """
         started = time.monotonic()
         while not self._done:
             before = time.monotonic()
             self._run_layer()
-            if seconds is not None:
+            if sharing:
                 self._synchronize()
-                now = time.monotonic()
-                if now - started + (now - before) / 2 > seconds:
-                    break
+            now = time.monotonic()
+            if now - started + (now - before) / 2 > seconds:
+                break
         return self._done
 
     def finish(self) -> Tensor:

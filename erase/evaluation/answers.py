@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from erase.errors import EraseError, InputError
-from erase.journal import Journal
+from erase.journal import Journal, whole_lines
 from erase.models.loading import LoadedModel
 from erase.records import Record
 
@@ -82,14 +83,18 @@ class AnswerFile:
             if not _FILES.fullmatch(path.name) or path == own:
                 continue
             if restart:
-                path.unlink()
+                Journal(path, restart=True).remove()
             else:
-                self._read(path, header)
-        self._journal = self._read(own, header, restart=restart)
-        try:
-            self._journal.begin(header)
-        except BlockingIOError:
-            raise EraseError(f"another process is writing {own}") from None
+                with _undamaged(path):
+                    self._take(path, whole_lines(path), header)
+        with _undamaged(own):
+            self._journal = Journal(own, restart=restart)
+            try:
+                self._take(own, self._journal.lines, header)
+            except BaseException:
+                self._journal.close()
+                raise
+        self._journal.begin(header)
 
     def __enter__(self) -> Self:
         """Itself; leaving the block closes the file."""
@@ -105,22 +110,24 @@ class AnswerFile:
         self.found[record, policy] = answer
         self._journal.append({"record": record, "policy": policy, **asdict(answer)})
 
-    def _read(self, path: Path, header: dict[str, Any], *, restart: bool = False) -> Journal:
-        """Take over what the file holds."""
-        try:
-            journal = Journal(path, restart=restart)
-            same = not journal.lines or journal.lines[0] == header
-            for entry in journal.lines[1:] if same else ():
-                place = entry.pop("record"), entry.pop("policy")
-                self.found[place] = Answer(**entry)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EraseError(f"{path} is damaged; delete it, or start anew with --restart") from error
-        if not same:
+    def _take(self, path: Path, lines: Sequence[Any], header: dict[str, Any]) -> None:
+        if lines and lines[0] != header:
             raise EraseError(
                 f"{path} holds the answers of another model or format; choose another folder, or start anew with "
                 "--restart"
             )
-        return journal
+        for entry in lines[1:]:
+            place = entry.pop("record"), entry.pop("policy")
+            self.found[place] = Answer(**entry)
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Says of which file the lines are no answers."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EraseError(f"{path} is damaged; delete it, or start anew with --restart") from error
 
 
 def model_key(loaded: LoadedModel) -> str:

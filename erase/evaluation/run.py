@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erase.asking import in_turn, submit
+from erase.asking import in_turn, naming, submit
 from erase.engine import Engine, EngineLimits, Handle
 from erase.evaluation.answers import Answer, AnswerFile, Part, model_key, record_keys
 from erase.evaluation.contestants import Contestant
@@ -112,15 +112,17 @@ def _submitted(
         missing = [(own, numbers) for own, numbers in missing if numbers]
         if not missing:
             continue
-        pictures = [open_picture(path) for path in paths]
-        whole = prepare_images(loaded, pictures)
+        with naming(records[questions[0]]):
+            pictures = [open_picture(path) for path in paths]
+            whole = prepare_images(loaded, pictures)
         tokens = sum(image.tokens for image in whole)
         prompts = {number: prepare_prompt(loaded, records[number].question, whole) for number in questions}
         cells = {number: evidence_cells(records[number], pictures[0].size, whole[0]) for number in questions if whole}
         for own, numbers in missing:
             method = method_for(own.policy)
             resized = method.image_scale != 1.0
-            images = prepare_images(loaded, pictures, method.image_scale) if resized else whole
+            with naming(records[numbers[0]]):
+                images = prepare_images(loaded, pictures, method.image_scale) if resized else whole
             selection = method.preselect([image.pixels for image in images])
             for number in numbers:
                 record = records[number]
@@ -160,8 +162,15 @@ def evidence_cells(record: Record, size: tuple[int, int], image: PreparedImage) 
     rows, columns = image.cell_grid
     marked = torch.zeros(rows, columns, dtype=torch.bool)
     for left, top, right, bottom in record.evidence:
-        across, down = columns / size[0], rows / size[1]
-        first, last = int(left * across), min(columns - 1, int(right * across - 1e-6))
-        upper, lower = int(top * down), min(rows - 1, int(bottom * down - 1e-6))
-        marked[upper : lower + 1, first : last + 1] = True
+        across = _cells_between(left, right, size[0], columns)
+        marked[_cells_between(top, bottom, size[1], rows), across] = True
     return marked.flatten().nonzero().squeeze(1)
+
+
+def _cells_between(begin: float, end: float, side: int, cells: int) -> slice:
+    """Which of the cells along a side lie between two places on it, in pixels; what lies outside does not count."""
+    if end < 0 or begin > side:
+        return slice(0)
+    first = min(cells - 1, int(max(begin, 0) * cells / side))
+    last = int(min(end, side) * cells / side - 1e-6)
+    return slice(first, max(first, last) + 1)

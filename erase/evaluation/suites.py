@@ -14,7 +14,7 @@ from erase.metrics import Metric
 class Suite:
     """A model and the tables that it is asked about: file names without `.tsv`, and how right an answer is.
 
-    `ending` follows every question, to ask for a short answer.
+    `ending` follows every question without choices, to ask for a short answer.
     """
 
     model: str

@@ -23,8 +23,7 @@ P = TypeVar("P", bound=BudgetPolicy | DistinctPolicy)
 class LayerBudget(Method, Generic[P]):
     """Stage 1 keeps what stands out of its image or has edges; cuts bring the rest to a budget over all layers.
 
-    An image's complexity is the mean entropy that its cells are compared with. The caches of layers before a cut stay
-    as they ran.
+    An image's complexity is the mean entropy of its cells. The caches of layers before a cut stay as they ran.
     """
 
     def __init__(self, policy: P) -> None:

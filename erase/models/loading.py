@@ -18,6 +18,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from erase.errors import UnsupportedError
 from erase.models import SUPPORTED, VisionLanguageAdapter, adapter_for
+from erase.models.normalisation import normalisation
 
 DEMO = "demo"
 POLICY_FILE = "erase_policy.json"
@@ -102,7 +103,8 @@ def load_model(
     Raises:
         ModelLoadError: no such folder, an unpinned hub id, an architecture without adapter, files that are missing,
             broken, incomplete or no safetensors, or an unusable device or dtype.
-        UnsupportedError: a model that cannot be pruned although its architecture is known.
+        UnsupportedError: a model that cannot be pruned although its architecture is known, or whose image processor
+            does not let the images be recovered.
     """
     path = DEMO_FOLDER if source == DEMO else Path(source).expanduser()
     local = bool(source) and path.is_dir()
@@ -130,6 +132,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         # The PIL backend, also where torchvision is installed: the same pixels on every machine.
         image_processor = AutoImageProcessor.from_pretrained(location, backend="pil", **options)
+        normalisation(image_processor)  # an unusable one is refused now, not with the first image
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"cannot load the model {source!r}: {error}") from error
     if tokenizer.chat_template is None:

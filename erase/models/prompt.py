@@ -15,6 +15,7 @@ from torch import Tensor
 
 from erase.errors import InputError
 from erase.models.loading import LoadedModel
+from erase.models.normalisation import normalisation
 from erase.pixels.images import VisionImage
 
 _MARK = "\x00"
@@ -102,7 +103,7 @@ def _prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
         pixel_values, grid = adapter.prepare_image(processor, image)
     except ValueError as error:
         raise InputError(f"the image processor refuses an image of {image.width} x {image.height} pixels") from error
-    (pixels,) = adapter.vision_images(pixel_values, torch.tensor([grid]), processor.image_mean, processor.image_std)
+    (pixels,) = adapter.vision_images(pixel_values, torch.tensor([grid]), *normalisation(processor))
     return PreparedImage(pixel_values, grid, pixels)
 
 

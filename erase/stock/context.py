@@ -17,6 +17,7 @@ from erase.flops import decoder_costs
 from erase.methods import method_for
 from erase.methods.base import EncodedPrompt, EncoderAttention, Method, Preselection
 from erase.models import VisionLanguageAdapter, adapter_for
+from erase.models.normalisation import normalisation
 from erase.policy import Policy
 from erase.rows import PromptRows
 from erase.stock import checks, host
@@ -57,7 +58,7 @@ def pruning(
         InputError: the normalisation is unknown, or tensors are missing or do not fit each other.
     """
     adapter = adapter_for(model)
-    mean, std = _normalisation(processor, image_mean, image_std)
+    mean, std = normalisation(processor, image_mean, image_std)
     methods = tuple(map(method_for, policy)) if isinstance(policy, Sequence) else method_for(policy)
     session = _Session(adapter, methods, mean, std)
     with ExitStack() as stack:
@@ -395,32 +396,6 @@ class _Batch:
     methods: tuple[Method, ...]
     selections: list[Preselection]
     attention: list[tuple[EncoderAttention, ...]]
-
-
-def _normalisation(
-    processor: Any | None, mean: Sequence[float] | float | None, std: Sequence[float] | float | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel that turned pixels in 0..1 into `pixel_values`."""
-    images = getattr(processor, "image_processor", processor)
-    if images is not None and (mean is None or std is None):
-        if not getattr(images, "do_rescale", True) or abs(getattr(images, "rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise UnsupportedError("the processor must rescale pixels by 1/255, or the images cannot be recovered")
-        normalises = getattr(images, "do_normalize", True)
-        mean = (getattr(images, "image_mean", None) if normalises else 0.0) if mean is None else mean
-        std = (getattr(images, "image_std", None) if normalises else 1.0) if std is None else std
-    if mean is None or std is None:
-        raise InputError(
-            "how pixel_values were normalised is unknown; pass processor= (the model's processor or image processor) "
-            "or both image_mean= and image_std="
-        )
-    return _channels("image_mean", mean), _channels("image_std", std)
-
-
-def _channels(name: str, values: Sequence[float] | float) -> tuple[float, ...]:
-    channels = (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)
-    if len(channels) != 3:
-        raise InputError(f"{name} must be one number or one per channel (3), got {len(channels)}")
-    return channels
 
 
 def _filled(cache: Any | None) -> bool:

@@ -215,6 +215,15 @@ class TestProgressFile:
             assert (len(unpruned), len(answers), len(tried)) == (lines > 1, lines > 2, lines > 3)
             assert path.read_bytes() == whole[: max(whole.find(b"\n"), whole.rfind(b"\n", 0, size)) + 1]
 
+    @pytest.mark.parametrize("restart", [False, True])
+    def test_progress_that_is_being_written_is_left_alone(self, path, restart):
+        writing = ProgressFile(path, self.IDENTITY)
+        with pytest.raises(EraseError, match="another process is writing"):
+            ProgressFile(path, self.IDENTITY, restart=restart)
+        writing.add_answer(4, (1,), right=False)
+        writing.close()
+        assert (4, (1,)) in self.content(path)[1]
+
     def test_a_restart_forgets(self, path):
         assert self.content(path, restart=True) == ({}, {}, [])
         assert self.content(path) == ({}, {}, [])

@@ -60,6 +60,7 @@ def test_a_binned_policy_that_means_nothing_is_refused(change, message):
         ({"retention": 1.01}, "^retention must be .* at most 1"),
         ({"retention": "0.5"}, "finite number"),
         ({"retention": math.nan}, "finite number"),
+        ({"retention": 10**400}, "finite number"),
         ({"late_retention": 0}, "late_retention must be above 0"),
         ({"late_retention": 1.5}, "at most 1"),
         ({"cue_weight": -0.1}, "cue_weight must be at least 0"),

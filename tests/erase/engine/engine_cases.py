@@ -79,6 +79,7 @@ class Packed:
         sequences: List[Sequence],
         room: int = 8,
         attention: Attention | None = None,
+        look: Callable[[Prefill], None] = lambda prefill: None,
     ) -> None:
         self.adapter, self.sequences = adapter, sequences
         self.attention = attention or SdpaAttention()
@@ -91,6 +92,7 @@ class Packed:
         prefill = Prefill(adapter, self.attention, sequences, self.features, caches, self.device)  # type: ignore[arg-type]
         while prefill.layers_left:
             prefill.run_layer()
+            look(prefill)
         self.prompts, self.logits = prefill.prompts, prefill.logits()
         self.lengths = [prompt.cache.lengths for prompt in self.prompts]
         assert self.lengths == plans

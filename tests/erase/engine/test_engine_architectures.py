@@ -1,5 +1,6 @@
 """The packed engine is `pruning()` in another form: same sets, cuts, caches and logits, whatever shares a prefill."""
 
+import itertools
 from functools import cache
 
 import pytest
@@ -85,6 +86,23 @@ def test_all_methods_share_a_prefill_in_any_order(kind):
     for order in (slice(None), slice(None, None, -1)):
         for *own, (trace, logits) in zip(*packed(kind, ALL_METHODS[order]), expected[order], strict=True):
             assert_same_run(*own, trace, logits)
+
+
+@by_kind
+def test_a_prompt_holds_nothing_of_its_neighbours_and_no_features_that_are_added(kind):
+    more, held = [], []
+
+    def look(prefill):
+        for prompt in prefill.prompts:
+            held.append(len(prompt.deep))
+            for part in itertools.chain(*prompt.waiting.values()):
+                more.append(part.untyped_storage().nbytes() - part.nbytes)
+
+    Packed(loaded(kind).adapter, [sequence_of(kind, prompt) for prompt in ALL_METHODS], look=look)
+    assert more
+    assert not any(more)
+    assert any(held) == (kind == "qwen3_vl")
+    assert not any(held[-len(ALL_METHODS) :])
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_running": 3}, {"max_prefill_tokens": 150}], ids=str)

@@ -23,6 +23,7 @@ from erase.engine import (
 )
 from erase.engine import answers as answers_module
 from erase.engine import engine as engine_module
+from erase.engine import stage as stage_module
 from erase.engine.stage import PrefillStage
 from erase.errors import InputError
 
@@ -177,6 +178,59 @@ def test_an_engine_that_was_idle_for_long_has_not_stalled(endless, clock):
         assert engine.stalled_for == 50
         gate.opened.set()
         handle.result()
+
+
+@pytest.fixture
+def slow_layers(endless, clock, monkeypatch):
+    """Every layer of the decoder takes a minute; a function to call in each can be added."""
+    adapter, called = endless.adapter, []
+    finish = adapter.finish_layer
+
+    def slow(*arguments):
+        clock.now += 60
+        for call in called:
+            call()
+        return finish(*arguments)
+
+    monkeypatch.setattr(stage_module, "time", clock)
+    monkeypatch.setattr(adapter, "finish_layer", slow)
+    return called
+
+
+def test_a_long_prefill_is_no_stall(endless, samples, slow_layers):
+    stalls = []
+    with running(endless) as engine:
+        slow_layers.append(lambda: stalls.append(engine.stalled_for))
+        engine.submit(ask(endless, samples[0].question, [samples[0].image], max_tokens=1)).result()
+    assert len(stalls) == endless.adapter.depth
+    assert max(stalls) <= 60
+
+
+def test_a_prefill_that_nobody_needs_any_more_ends_early(endless, samples, slow_layers):
+    ran = []
+    with running(endless) as engine:
+        slow_layers.append(lambda: ran.append(handle.cancel()))
+        handle = engine.submit(ask(endless, samples[0].question, [samples[0].image], max_tokens=1))
+        with pytest.raises(CancelledError):
+            handle.result()
+    assert len(ran) == 1
+
+
+def test_a_long_prefill_one_by_one_after_a_failure_is_no_stall_either(
+    endless, samples, pruned, slow_layers, neighbours
+):
+    stalls = []
+    culprit = ask(endless, samples[0].question, [samples[0].image], method=Failing(pruned))
+    with running(endless) as engine:
+        slow_layers.append(lambda: engine._stage and stalls.append(engine.stalled_for))
+        with held(engine, endless):
+            handles = [engine.submit(sequence) for sequence in (culprit, *(one for one, _ in neighbours))]
+        with pytest.raises(EngineError):
+            handles[0].result()
+        for handle, (_, expected) in zip(handles[1:], neighbours, strict=True):
+            assert same(handle.result(), expected)
+    assert len(stalls) > 2 * endless.adapter.depth
+    assert max(stalls) <= 60
 
 
 def test_prompt_and_answer_must_fit_into_the_context(endless):

@@ -13,6 +13,7 @@ from erase import BinnedPolicy, DistinctPolicy, load_policy
 from erase.errors import UnsupportedError
 from erase.models import loading
 from erase.models.loading import DEMO_FOLDER, ModelLoadError, fingerprint, load_model
+from erase.models.prompt import prepare_images
 from tests.starter import STARTER
 
 pytestmark = pytest.mark.usefixtures("_offline")
@@ -102,6 +103,23 @@ def test_what_is_no_folder_and_no_pinned_hub_model_is_refused(source, revision, 
 def test_unusable_devices_and_types_are_refused(settings, message):
     with pytest.raises(ModelLoadError, match=message):
         load_model(str(STARTER), **settings)
+
+
+def test_an_image_processor_whose_pixels_cannot_be_recovered_is_refused(folder):
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rescale_factor": 1 / 127.5}))
+    with pytest.raises(UnsupportedError, match="rescale pixels by 1/255"):
+        load_model(str(folder))
+
+
+def test_an_image_processor_that_does_not_normalise_is_understood(folder, samples):
+    file = folder / "preprocessor_config.json"
+    usual = load_model(str(folder), device="cpu")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_normalize": False}))
+    plain = load_model(str(folder), device="cpu")
+    (expected,), (found,) = (prepare_images(one, [samples[0].image]) for one in (usual, plain))
+    assert found.digest == expected.digest
+    assert not torch.equal(found.pixel_values, expected.pixel_values)
 
 
 def test_code_that_comes_with_a_model_is_never_run(folder):

@@ -4,22 +4,27 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import erase
-from erase import EraseError, PolicyError
-from erase.engine import Engine
+from erase import EraseError, InputError, PolicyError
+from erase.asking import submit
+from erase.engine import Engine, Sequence
 from erase.evaluation import Contest, Contestant, Part, contest, evaluate, summarise
 from erase.evaluation.answers import Answer, AnswerFile, model_key
 from erase.evaluation.contestants import mean_retention, named_policy, turned
 from erase.evaluation.report import markdown, plot, write_report
 from erase.evaluation.run import evidence_cells
 from erase.evaluation.summary import NONE
+from erase.methods import method_for
+from erase.metrics import METRICS
 from erase.models.loading import load_model
-from erase.models.prompt import prepare_images
+from erase.models.prompt import prepare_images, prepare_prompt
 from erase.pictures import open_picture
 from erase.policy import BaselinePolicy, BinnedPolicy, BudgetPolicy
 from erase.records import Record, load_records
@@ -86,9 +91,14 @@ class TestContests:
         with pytest.raises(PolicyError, match="there is no policy 'magic': expected erase-1, "):
             named_policy("magic", loaded)
 
-    def test_a_policys_own_measure_needs_no_search(self, loaded):
-        policy = turned(BudgetPolicy(0.9), "layer_average", 0.31, loaded.adapter.architecture, [])
+    def test_a_policys_own_measure_needs_no_search(self, loaded, images):
+        policy = turned(BudgetPolicy(0.9), "layer_average", 0.31, loaded.adapter.architecture, images)
         assert policy == BudgetPolicy(0.31)
+
+    def test_a_policys_own_measure_may_be_out_of_reach_too(self, loaded, images):
+        made = contest(["erase-2", "random"], "layer_average", 0.01, loaded, images)
+        assert {one.name for one in made.contestants} == {"random"}
+        assert "least that its dial reaches" in made.absent["erase-2"]
 
 
 class TestAnswers:
@@ -149,9 +159,13 @@ class TestAnswers:
         writer = AnswerFile(tmp_path, model_key(loaded), Part())
         with pytest.raises(EraseError, match=r"another process is writing .*answers\.jsonl"):
             evaluate(loaded, records[:1], [NONE], tmp_path)
+        for part in (Part(), Part(1, 2)):
+            with pytest.raises(EraseError, match=r"another process is writing .*answers\.jsonl"):
+                evaluate(loaded, records[:1], [NONE], tmp_path, part=part, restart=True)
         with writer:
-            pass
+            writer.add("a question", "a policy", Answer("8", 1.0, 1.0, 1.0, None))
         assert len(evaluate(loaded, records[:1], [NONE], tmp_path)) == 1
+        assert "a question" in (tmp_path / "answers.jsonl").read_text()
 
     def test_answers_of_another_model_are_not_taken(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
@@ -177,6 +191,43 @@ class TestAnswers:
         record = replace(records[0], evidence=((0.0, 0.0, 10.0, 20.0), (15.0, 30.0, 25.0, 40.0)))
         assert evidence_cells(record, picture, image).tolist() == [0, columns + 1, columns + 2]
         assert evidence_cells(replace(record, evidence=()), picture, image) is None
+
+    @pytest.mark.parametrize(
+        ("box", "cells"),
+        [
+            ((-60.0, 0.0, 15.0, 20.0), [(0, 0), (0, 1)]),
+            ((10.0, 20.0, 10.0, 20.0), [(1, 1)]),
+            ((10.0, 20.0, 10.0, 50.0), [(1, 1), (2, 1)]),
+            ((-60.0, -60.0, -50.0, -50.0), []),
+        ],
+    )
+    def test_evidence_may_reach_beyond_its_picture_or_have_no_width(self, loaded, records, box, cells):
+        (image,) = prepare_images(loaded, [open_picture(records[0].images[0])])
+        rows, columns = image.cell_grid
+        picture = (columns * 10, rows * 20)
+        found = evidence_cells(replace(records[0], evidence=(box,)), picture, image)
+        assert found.tolist() == [row * columns + column for row, column in cells]
+
+    def test_evidence_at_the_far_corner_lies_in_the_last_cell(self, loaded, records):
+        (image,) = prepare_images(loaded, [open_picture(records[0].images[0])])
+        rows, columns = image.cell_grid
+        corner = (columns * 10.0, rows * 20.0)
+        found = evidence_cells(replace(records[0], evidence=((*corner, *corner),)), (columns * 10, rows * 20), image)
+        assert found.tolist() == [rows * columns - 1]
+
+    def test_an_image_that_the_model_cannot_take_is_refused_by_its_records_name(self, loaded, records, tmp_path):
+        Image.new("RGB", (3000, 4)).save(tmp_path / "thin.png")
+        record = replace(records[0], name="the-thin-one", images=(tmp_path / "thin.png",))
+        with pytest.raises(InputError, match=r"^the-thin-one: the image processor refuses"):
+            evaluate(loaded, [record], [NONE], tmp_path / "out")
+
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_answers_are_not_cut_where_that_would_change_their_score(self, loaded, records, metric):
+        asked: list[Sequence] = []
+        method, prompt = method_for(None), prepare_prompt(loaded, records[0].question, ())
+        record = replace(records[0], metric=metric, answers=("8",))
+        submit(SimpleNamespace(submit=asked.append), loaded, record, prompt, method, method.preselect([]))
+        assert (asked[0].sampling.max_tokens > 60) == (metric in ("anls", "contains"))
 
 
 def stop_after(answers: int):
