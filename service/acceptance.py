@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +35,7 @@ UPLOAD_TTL_S = 600
 CONFIRM_MS = 2_000
 _ATTEMPTS = 2
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
-_ABANDON_PAUSES_S = (0.2, 1.0, 3.0, 10.0)
+_TAKE_BACK_AFTER_S = (0.0, 0.2, 1.0, 3.0, 10.0)
 
 
 async def attach_job(runtime: Runtime, job: NewJob) -> Accepted | None:
@@ -49,8 +50,8 @@ async def accept_job(runtime: Runtime, job: NewJob, files: Mapping[str, bytes]) 
     """Accept a job durably; the reply's status is accepted or attached.
 
     Raises `IdempotencyMismatchError`, `OpenJobsLimitError`, `QueueFullError`, `StorageFullError` or
-    `UnavailableError`. Then there is no job, or, if Redis did not confirm it in time, one that is taken back: its
-    key is free for another try, though a worker may have run it meanwhile.
+    `UnavailableError`. Then there is no job, or, if Redis did not confirm it in time, one that is taken back. With an
+    Idempotency-Key it stays: whoever asks again with the key attaches to it.
     """
     confirmation = await runtime.durability.ensure()
     await runtime.admission.check_pixels(job.owner, pixels_of(job.request))
@@ -79,9 +80,9 @@ async def _accepted(
         case "missing":
             return None
     runtime.failpoints.reach("after_accept")
-    if not confirmed and accepted.status == "accepted":
-        logger.error("an accepted job was not confirmed on disk and is taken back")
-        await _abandon(runtime, job)
+    if not confirmed and (accepted.status == "accepted" or job.detached):
+        logger.error("an accepted job was not confirmed on disk")
+        await _take_back(runtime, job)
         raise UnavailableError("The job could not be stored safely.")
     return accepted
 
@@ -114,7 +115,7 @@ async def _accept_surely(
         except (RedisConnectionError, RedisTimeoutError, OSError):
             if last:
                 # Nobody knows whether it was accepted, and the client is told that it was not.
-                runtime.spawn(_abandon(runtime, job))
+                runtime.spawn(_take_back(runtime, job))
                 raise UnavailableError("The job could not be stored.") from None
         except RedisError as error:
             logger.error("accept failed: %s", type(error).__name__)
@@ -162,11 +163,12 @@ def _is_confirmed(synced: list[Any], confirmation: Confirmation) -> bool:
     return isinstance(synced[0], list) and int(synced[0][0]) >= 1
 
 
-async def _abandon(runtime: Runtime, job: NewJob) -> None:
-    """Take back a job whose client was refused; its key must not stand for it, so that a retry starts afresh."""
-    for pause in _ABANDON_PAUSES_S:
-        try:
-            await execute_async(runtime.redis, cancel(job.id, forget=True))
+async def _take_back(runtime: Runtime, job: NewJob) -> None:
+    """Cancel a job whose client was refused. With a key it stays: who asks again has attached to it, or will."""
+    if job.idempotency_key:
+        return
+    for pause in _TAKE_BACK_AFTER_S:
+        await asyncio.sleep(pause)
+        with suppress(RedisError, OSError):
+            await execute_async(runtime.redis, cancel(job.id))
             return
-        except (RedisError, OSError):
-            await asyncio.sleep(pause)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from python_multipart.multipart import parse_options_header
+from redis.exceptions import RedisError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -26,7 +27,9 @@ from service.problems import (
     InvalidRequestError,
     JobLostError,
     MalformedBodyError,
+    UnavailableError,
     UnsupportedMediaTypeError,
+    note_outcome,
     problem_response,
 )
 from service.runtime import Process, Runtime
@@ -163,7 +166,7 @@ async def _answer(request: Request, runtime: Runtime, watch: Watch, job_id: str)
         except JobLostError as error:
             return problem_response(error.problem())
     runtime.failpoints.reach("before_answer")
-    return outcome_response(outcome, job_id)
+    return outcome_response(request, outcome, job_id)
 
 
 async def _answer_or_accepted(
@@ -175,24 +178,31 @@ async def _answer_or_accepted(
         try:
             async with asyncio.timeout(delivery.wait_s):
                 outcome = await unless_client_leaves(request.receive, watch.outcome())
-        except TimeoutError:
+        except JobLostError:
+            raise
+        except (TimeoutError, UnavailableError):
             return await _accepted(runtime, job_id, delivery)
-    return outcome_response(outcome, job_id, headers)
+    return outcome_response(request, outcome, job_id, headers)
 
 
 async def _accepted(runtime: Runtime, job_id: str, delivery: Delivery) -> Response:
     """202 with the address of the job (RFC 7240, section 4.1)."""
-    job = await read_job_async(runtime.redis, job_id)
-    state = JobState.ACCEPTED if job is None else job.state
+    state = JobState.ACCEPTED
+    with suppress(RedisError, OSError):  # it is accepted, whether or not its state can be read now
+        if (job := await read_job_async(runtime.redis, job_id)) is not None:
+            state = job.state
     headers = {"Location": f"/v1/jobs/{job_id}", "Preference-Applied": delivery.preference_applied}
     return Response(json.dumps({"id": job_id, "state": state.value}), 202, headers, "application/json")
 
 
-def outcome_response(outcome: Outcome, job_id: str, headers: Mapping[str, str] | None = None) -> Response:
+def outcome_response(
+    request: Request, outcome: Outcome, job_id: str, headers: Mapping[str, str] | None = None
+) -> Response:
     """A job's outcome with its HTTP status: the answer, or the problem."""
     address = f"/v1/jobs/{job_id}"
     headers = {"Content-Location": address, "Cache-Control": "no-store", **(headers or {})}
     if outcome.answer is not None:
         return Response(answer_body(outcome.answer), 200, headers, "application/json")
     assert outcome.problem is not None  # noqa: S101
+    note_outcome(request.scope, outcome.problem)
     return problem_response(outcome.problem.model_copy(update={"instance": address}), headers)

@@ -34,6 +34,7 @@ from service.problems import (
     ServiceError,
     UnknownModelError,
     UnsupportedMediaTypeError,
+    note_outcome,
     openai_error,
     openai_response,
 )
@@ -84,6 +85,8 @@ async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Re
         return EventStream(_chunks(watch, job_id, wanted), job_id)
     with watch:
         outcome = await unless_client_leaves(request.receive, watch.outcome())
+    if outcome.problem is not None:
+        note_outcome(request.scope, outcome.problem)
     headers = {"Content-Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"}
     if outcome.answer is None:
         # The job has had its attempts: a client must not send it again by itself, as OpenAI's does at 409 and 5xx.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -36,7 +37,8 @@ SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 SCRAPE_TIMEOUT_S = 2.0
 FORGOTTEN_S = 600.0
 """A worker silent for longer than this no longer has a heartbeat age."""
-_OPEN_SAMPLE = 100
+_OPEN_SAMPLE = 200
+"""Of the open jobs, how many of the oldest ids are looked at: ids sort by time, but for dead letters asked again."""
 _ASKING = frozenset({"/v1/ask", "/v1/chat/completions"})
 _METHODS = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})
 
@@ -67,7 +69,7 @@ async def read_snapshot(client: Redis) -> Snapshot:
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.zcard(OPEN_KEY)
-    pipeline.zrange(OPEN_KEY, 0, _OPEN_SAMPLE - 1)
+    pipeline.zrange(OPEN_KEY, 0, -1)
     pipeline.hgetall(WORKERS_KEY)
     pipeline.info("memory")
     pipeline.info("persistence")
@@ -81,11 +83,11 @@ async def read_snapshot(client: Redis) -> Snapshot:
     for reply in replies[:4] + replies[6:] + [memory, disk]:
         if isinstance(reply, Exception):
             raise reply
-    (seconds, micros), open_jobs, due, workers = replies[:4]
+    (seconds, micros), open_jobs, open_ids, workers = replies[:4]
     pixels, *depths = replies[6:]
     now_ms = seconds * 1000 + micros // 1000
     pipeline.zcount(DEAD_KEY, now_ms, "+inf")
-    for job_id in due:
+    for job_id in nsmallest(_OPEN_SAMPLE, open_ids):
         pipeline.hget(job_key(job_id.decode()), "queued_ms")
     dead_letters, *times = await pipeline.execute()
     accepted = [int(value) for value in times if value is not None]
@@ -125,8 +127,9 @@ class _LedgerCollector(Collector):
             ("leases_lost", "Jobs taken over from a silent worker"),
             ("fenced_writes", "Writes refused for a stale attempt"),
             ("requeued", "Dead letters asked again"),
+            ("faulty", "Failed jobs whose request was at fault"),
         ):
-            metric = f"erase_jobs_{name}" if name in ("accepted", "requeued") else f"erase_{name}"
+            metric = f"erase_jobs_{name}" if name in ("accepted", "requeued", "faulty") else f"erase_{name}"
             yield CounterMetricFamily(metric, meaning, snapshot.counters.get(name, 0))
         depth = GaugeMetricFamily("erase_queue_depth", "Wake-ups in the queue", labels=["queue"])
         for queue, length in snapshot.queues.items():

@@ -30,8 +30,9 @@ from fastapi.exceptions import RequestValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
-from worker.contract import PROBLEMS, Problem, problem
+from worker.contract import PROBLEMS, Problem, kind_of, problem
 
 logger = logging.getLogger("erase.service")
 
@@ -186,6 +187,11 @@ class UnavailableError(ServiceError):
 
 class JobLostError(UnavailableError):
     """Redis no longer knows a job that it had accepted."""
+
+
+def note_outcome(scope: Scope, value: Problem) -> None:
+    """Remember for the request's log line how its job failed; as a refusal of the request it does not count."""
+    scope["erase.job_problem"] = kind_of(value)
 
 
 def problem_response(value: Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -62,7 +62,7 @@ class RequestLog:
             "ms": round(1000 * seconds, 1),
             "job_id": scope.get("erase.job_id"),
             "owner": scope.get("erase.owner"),
-            "problem": scope.get("erase.problem"),
+            "problem": scope.get("erase.problem", scope.get("erase.job_problem")),
         }
         level = logging.DEBUG if route in _QUIET else logging.INFO
         known = {name: value for name, value in fields.items() if value is not None}

@@ -21,9 +21,9 @@ from worker.contract import (
 
 @dataclass(frozen=True)
 class JobTimes:
-    """Seconds that the engine cannot know: from acceptance to lease, of preprocessing, from acceptance to now."""
+    """Seconds that the engine cannot know: from acceptance to the job's turn, of preprocessing, from acceptance on."""
 
-    before_lease: float
+    queue: float
     preprocess: float
     total: float
 
@@ -67,12 +67,12 @@ def build_answer(
             for image, selection in zip(sequence.prompt.images, sequence.preselection.images, strict=True)
         ),
         timings_ms=Timings(
-            queue=_ms(times.before_lease + phases.queue),
+            queue=_ms(times.queue + phases.queue),
             preprocess=_ms(times.preprocess),
             encode=_ms(phases.encode),
             prefill=_ms(phases.prefill),
             decode=_ms(phases.decode),
-            first_token=_ms(times.before_lease + times.preprocess + phases.first_token),
+            first_token=_ms(times.queue + times.preprocess + phases.first_token),
             total=_ms(times.total),
         ),
         pruning_map=_maps(sequence, result) if with_map else None,

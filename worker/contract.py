@@ -354,6 +354,11 @@ def problem(kind: str, detail: str, **extra: Any) -> Problem:
     return Problem(type=f"urn:erase:problem:{kind}", title=row.title, status=row.status, detail=detail, **extra)
 
 
+def kind_of(problem: Problem) -> str:
+    """The problem's type as the table names it."""
+    return problem.type.rpartition(":")[2]
+
+
 class Outcome(Frozen):
     """How a job ended: exactly one of the two."""
 

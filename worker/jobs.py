@@ -23,7 +23,7 @@ from erase.engine import (
 from erase.models.loading import LoadedModel
 from worker import ledger
 from worker.answer import JobTimes, build_answer
-from worker.contract import JobState, Outcome, Plan, TokenPayload, problem
+from worker.contract import JobState, Outcome, Plan, TokenPayload, kind_of, problem
 from worker.emitter import Emitter, EventWriter
 from worker.errors import (
     AbandonedError,
@@ -35,6 +35,7 @@ from worker.errors import (
     TooLongError,
 )
 from worker.failpoints import Failpoints
+from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
 from worker.ledger import Job, execute
 from worker.logs import about
@@ -54,6 +55,7 @@ class _Attempt:
     tries: int
     started: float = field(default_factory=time.monotonic)
     handle: Handle | None = None
+    problem: str = ""
     lost: threading.Event = field(default_factory=threading.Event)
 
     def lose(self) -> None:
@@ -66,6 +68,11 @@ class _Attempt:
     def before_lease(self) -> float:
         """Seconds that the job has waited until this lease, on Redis' clock."""
         return max(0, self.job.leased_ms - self.job.queued_ms) / 1000
+
+    @property
+    def retried(self) -> bool:
+        """Whether an earlier attempt may have ended because of this job."""
+        return self.tries > 1
 
     @property
     def deadline(self) -> float:
@@ -100,6 +107,7 @@ class JobRunner:
         self._metrics = metrics
         self._failpoints = failpoints
         self._name = name
+        self._isolation = Isolation()
         self._draining = threading.Event()
         self._attempts: set[_Attempt] = set()
         self._lock = threading.Lock()
@@ -117,15 +125,18 @@ class JobRunner:
         """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
         self._failpoints.reach("before_lease")
         settings = self._settings
+        if self._engine.stalled_for > settings.stall_s:
+            self._metrics.wakeups_dropped.labels("stalled").inc()  # the sweeper sends another one
+            return
         holder = f"{self._name}/{secrets.token_hex(4)}"
         lease = execute(self._client, ledger.lease(job_id, holder, int(settings.lease_s * 1000), settings.max_attempts))
         if lease.job is None:
             self._metrics.wakeups_dropped.labels(lease.status).inc()
             return
         self._failpoints.reach("after_lease")
-        if lease.tries > 1:
-            self._metrics.redeliveries.inc()
         attempt = _Attempt(lease.job, lease.tries)
+        if attempt.retried:
+            self._metrics.redeliveries.inc()
         with about(request_id=lease.job.request_id, job_id=job_id, trace=lease.job.trace):
             self._run(attempt)
 
@@ -145,7 +156,7 @@ class JobRunner:
         self._failpoints.reach("before_acknowledge")
         self._metrics.jobs.labels(result, job.priority.value).inc()
         fields = {"attempt": job.attempt, "result": result, "ms": round(1000 * (time.monotonic() - attempt.started), 1)}
-        log.info("job %s", result, extra=fields)
+        log.info("job %s", result, extra=fields | ({"problem": attempt.problem} if attempt.problem else {}))
         if result == "released":
             raise GiveBackError
 
@@ -164,6 +175,8 @@ class JobRunner:
             return self._expire(job)
         except AbandonedError:
             return "abandoned"
+        if outcome.problem is not None:
+            attempt.problem = kind_of(outcome.problem)
         self._failpoints.reach("before_finish")
         if not execute(self._client, ledger.finish(job.id, job.attempt, outcome)).ok:
             return "fenced"
@@ -200,6 +213,20 @@ class JobRunner:
             return Outcome(problem=problem("internal", "The worker failed on this request; it is logged there."))
 
     def _answer(self, attempt: _Attempt) -> Outcome:
+        with self._isolation.turn(lambda: self._require_wanted(attempt), alone=attempt.retried):
+            if attempt.retried and not execute(self._client, ledger.begin(attempt.job.id, attempt.job.attempt)).ok:
+                raise FencedError
+            return self._answer_now(attempt, begun=time.monotonic())
+
+    def _require_wanted(self, attempt: _Attempt) -> None:
+        if attempt.lost.is_set():
+            raise FencedError
+        if self._draining.is_set():
+            raise GiveBackError
+        if time.monotonic() >= attempt.deadline:
+            raise DeadlineError("the deadline passed before the job's turn came")
+
+    def _answer_now(self, attempt: _Attempt, begun: float) -> Outcome:
         job = attempt.job
         plan = self._frozen_plan(job)
         sequence = prepare_sequence(
@@ -207,10 +234,7 @@ class JobRunner:
         )
         prepared = time.monotonic()
         self._failpoints.reach("after_preprocess")
-        if attempt.lost.is_set():
-            raise FencedError
-        if self._draining.is_set():
-            raise GiveBackError
+        self._require_wanted(attempt)
         try:
             handle = self._engine.submit(sequence)
         except ContextLengthError as error:
@@ -231,8 +255,8 @@ class JobRunner:
         if writer.fenced:
             raise FencedError
         times = JobTimes(
-            before_lease=attempt.before_lease,
-            preprocess=prepared - attempt.started,
+            queue=attempt.before_lease + begun - attempt.started,
+            preprocess=prepared - begun,
             total=attempt.before_lease + time.monotonic() - attempt.started,
         )
         answer = build_answer(

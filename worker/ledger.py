@@ -266,7 +266,7 @@ class Lease:
     status: str
     job: Job | None = None
     tries: int = 0
-    """How many attempts count so far, this one included; from the second on the job runs alone."""
+    """How many attempts count so far, this one included; from the second on the job runs alone, and `begin`s."""
 
 
 def lease(job_id: str, holder: str, lease_ms: int, max_attempts: int) -> Transition[Lease]:
@@ -300,6 +300,11 @@ class Written:
 def _written(reply: list[Any]) -> Written:
     status = _text(reply[0])
     return Written(status == "ok", _text(reply[1]) if status != "ok" and len(reply) > 1 else "")
+
+
+def begin(job_id: str, attempt: int) -> Transition[Written]:
+    """Count a later try from now on: until then it has only waited for its turn in its worker."""
+    return Transition("begin", (job_id, attempt), _written)
 
 
 def freeze(job_id: str, attempt: int, plan: Plan, *, replace: bool = False) -> Transition[Plan | None]:
@@ -338,12 +343,9 @@ def _state(reply: list[Any]) -> JobState | None:
     return JobState(_text(reply[1])) if _text(reply[0]) == "ok" else None
 
 
-def cancel(job_id: str, *, forget: bool = False) -> Transition[JobState | None]:
-    """End an open job as cancelled; returns the state that holds, None for an unknown job.
-
-    With `forget` its Idempotency-Key no longer stands for it.
-    """
-    return Transition("cancel", (job_id, _json(CANCELLED), int(forget)), _state)
+def cancel(job_id: str) -> Transition[JobState | None]:
+    """End an open job as cancelled; returns the state that holds, None for an unknown job."""
+    return Transition("cancel", (job_id, _json(CANCELLED)), _state)
 
 
 def requeue(job_id: str, timeout_ms: int, image_ttl_ms: int, listed_ms: int) -> Transition[tuple[str, JobState | None]]:

@@ -36,10 +36,15 @@ from worker.leases import LeaseKeeper
 from worker.metrics import WorkerMetrics
 from worker.policies import method_of, policy_book
 from worker.settings import Settings
+from worker.slots import SlotCycle
 from worker.sweeper import Sweeper, redis_now_ms
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
+ENGINE_HUNG = 3
+"""Exit status of a worker whose engine makes no progress any more."""
+_HUNG_AFTER = 2
+"""Times `ERASE_STALL_S`: first the leases are lost, then the process."""
 
 
 class _Observer(EngineObserver):
@@ -141,9 +146,8 @@ class WorkerRuntime:
         self._set_info()
 
         self._reach = failpoints.reach
-        self._keeper = LeaseKeeper(
-            self._client, settings.lease_s, lambda: self.engine.stalled_for > settings.stall_s, failpoints.reach
-        )
+        self._keeper = LeaseKeeper(self._client, settings.lease_s, self._stalled, failpoints.reach)
+        SlotCycle.paused = self._stalled
         self._emitter = Emitter(self._client, failpoints.reach)
         self._sweeper = Sweeper(
             self._client,
@@ -183,6 +187,9 @@ class WorkerRuntime:
         except RedisError as error:
             log.warning("cannot sign off: %s", error)
         self._client.close()
+
+    def _stalled(self) -> bool:
+        return self.engine.stalled_for > self.settings.stall_s
 
     def _run(self, job_id: str) -> None:
         try:
@@ -240,6 +247,9 @@ class WorkerRuntime:
                 log.critical("the engine has died: this worker stops so that its supervisor starts a new one")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            if self.engine.stalled_for > _HUNG_AFTER * self.settings.stall_s:
+                log.critical("the engine has hung: this worker ends so that its supervisor starts a new one")
+                os._exit(ENGINE_HUNG)  # nothing that waits for the engine's thread would ever return
             self._reach("before_heartbeat")
             try:
                 self._client.hset(WORKERS_KEY, self.name, self._info().model_dump_json())

@@ -27,13 +27,16 @@ log = logging.getLogger(__name__)
 class SlotCycle(round_robin_cycle):  # type: ignore[misc]
     """Round robin over the queues whose priority has a free slot.
 
-    kombu makes the instance, so the slots, by priority, are set on the class.
+    kombu makes the instance, so the slots, by priority, and what pauses the worker are set on the class.
     """
 
     slots: ClassVar[Mapping[str, int]] = {}
+    paused: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
 
     def consume(self, n: int) -> list[str]:
-        """The queues to fetch one message from, in order."""
+        """The queues to fetch one message from, in order; none while the worker is `paused`."""
+        if type(self).paused():
+            return []
         busy = held_by_share(state.reserved_requests)
         return [queue for queue in self.items[:n] if busy[queue_share(queue)] < self.slots.get(queue_share(queue), 1)]
 

@@ -267,9 +267,10 @@ ROWS = (
         (
             Panel(
                 "Accepted and finished",
-                "Jobs per second. Over time the finished ones must add up to the accepted ones.",
+                "Jobs per second. Over time the finished ones must add up to the accepted and the requeued ones.",
                 (
                     (ledger_rate("erase_jobs_accepted_total"), "accepted"),
+                    (ledger_rate("erase_jobs_requeued_total"), "requeued"),
                     (ledger_rate("erase_jobs_finished_total", "state"), "{{state}}"),
                 ),
                 "reqps",
@@ -277,9 +278,9 @@ ROWS = (
             ),
             Panel(
                 "Accepted, and accounted for",
-                "Totals: accepted jobs beside finished plus open ones. Lines that part mean a lost job.",
+                "Jobs accepted or asked again, beside those finished or open. Lines that part mean a lost job.",
                 (
-                    ("max(erase_jobs_accepted_total)", "accepted"),
+                    ("max(erase_jobs_accepted_total) + max(erase_jobs_requeued_total)", "accepted + requeued"),
                     (
                         "sum(max by (state) (erase_jobs_finished_total)) + max(erase_jobs_open)",
                         "finished + open",

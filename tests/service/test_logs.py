@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.service.conftest import FakeWorker, Service, picture, until
-from worker.contract import job_key
+from worker.contract import job_key, problem
 from worker.logs import JsonFormatter, TextFormatter, _Subject, about
 
 
@@ -57,6 +57,15 @@ def test_an_id_that_cannot_be_used_is_replaced(service: Service, given: str) -> 
     named = service.http.get("/healthz", headers={"X-Request-ID": given}).headers["x-request-id"]
     assert named != given
     assert len(named) == 32
+
+
+def test_a_job_that_fails_is_logged_with_its_problem(service: Service, worker: FakeWorker, lines: Any) -> None:
+    later = service.later(service.ask)
+    worker.fail(worker.take(), problem("context-length", "too long"))
+    assert later.result().status_code == 422
+    (line,) = access_lines(lines)
+    assert (line["status"], line["problem"]) == (422, "context-length")
+    assert "reason" not in service.http.get("/metrics").text.partition("erase_rejections_total{")[2]
 
 
 def test_a_refusal_is_logged_with_its_problem(service: Service, lines: Any) -> None:

@@ -14,13 +14,27 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import replies, runtime
+from service import acceptance, replies, runtime
 from service.durability import Confirmation, NotDurableError, judge
 from service.embedded_redis import EmbeddedRedis
+from service.problems import UnavailableError
 from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
 from tests.service.test_ask import problem_of
 from tests.service.test_bad_input import worker_info
-from worker.contract import PROBLEMS, WORKERS_KEY, JobState, Priority, job_key, queue_name, replies_key
+from tests.worker.test_ledger import new_job
+from worker import ledger
+from worker.contract import (
+    OPEN_KEY,
+    PROBLEMS,
+    WORKERS_KEY,
+    JobState,
+    Priority,
+    job_key,
+    problem,
+    queue_name,
+    replies_key,
+    watchers_key,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -118,19 +132,82 @@ class TestProbes:
             took.append(time.perf_counter() - started)
         assert min(took) < 0.08
 
-    def test_an_unconfirmed_job_is_taken_back_and_its_key_is_free(
-        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("key", ["", "k"], ids=["no key", "a key"])
+    def test_an_unconfirmed_job_is_taken_back_or_stays_for_who_asks_again(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, key: str
     ) -> None:
+        headers = {"Prefer": "respond-async"} | ({"Idempotency-Key": key} if key else {})
         monkeypatch.setattr("service.acceptance._is_confirmed", lambda *_: False)
-        headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
-        response = service.ask(headers=headers)
-        assert (response.status_code, problem_of(response)) == (503, "unavailable")
-        (key,) = worker.client.keys("erase:job:*")  # type: ignore[misc]
-        assert worker.client.hget(key, "state") == b"cancelled"
+        for _ in range(2):
+            response = service.ask(headers=headers)
+            assert (response.status_code, problem_of(response)) == (503, "unavailable")
+        jobs = worker.client.keys("erase:job:*")
+        expected = [b"accepted"] if key else [b"cancelled"] * 2
+        assert [worker.client.hget(job, "state") for job in jobs] == expected  # type: ignore[union-attr]
         monkeypatch.undo()
         again = service.ask(headers=headers)
         assert again.status_code == 202
         assert worker.state(again.json()["id"]) is JobState.ACCEPTED
+        if key:
+            assert [job.decode() for job in jobs] == [job_key(again.json()["id"])]  # type: ignore[union-attr]
+
+    def test_who_only_waits_for_a_job_that_is_there_needs_no_confirmation(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        headers = {"Idempotency-Key": "k"}
+        first = service.later(service.ask, headers=headers)
+        job = worker.take()
+        until(lambda: scraped(service)["erase_http_requests_waiting"].samples[0].value == 1, "the first to wait")
+        monkeypatch.setattr("service.acceptance._is_confirmed", lambda *_: False)
+        second = service.later(service.ask, headers=headers)
+        until(lambda: worker.client.hvals(watchers_key(job.id)) == [b"2"], "the second watcher")
+        worker.succeed(job)
+        assert {first.result().status_code, second.result().status_code} == {200}
+
+    @pytest.mark.parametrize("key", ["", "k"], ids=["no key", "a key"])
+    def test_a_job_whose_reply_was_lost_twice_is_taken_back_or_stays_for_who_asks_again(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        accept_once = acceptance._accept_once
+
+        async def unheard(*arguments: Any) -> Any:
+            await accept_once(*arguments)
+            raise redis.exceptions.ConnectionError
+
+        monkeypatch.setattr(acceptance, "_accept_once", unheard)
+        refused = service.ask(headers={"Idempotency-Key": key} if key else {})
+        assert (refused.status_code, problem_of(refused)) == (503, "unavailable")
+        monkeypatch.undo()
+        if not key:
+            (job,) = worker.client.keys("erase:job:*")  # type: ignore[misc]
+            until(lambda: worker.client.hget(job, "state") == b"cancelled", "the end of the job")
+            return
+        again = service.later(service.ask, headers={"Idempotency-Key": key})
+        worker.succeed(worker.take())
+        assert again.result().status_code == 200
+        assert worker.client.llen(queue_name(Priority.INTERACTIVE)) == 0
+
+    @pytest.mark.parametrize("wait", ["", ", wait=1"])
+    def test_an_accepted_job_has_its_address_even_if_redis_fails_then(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, wait: str
+    ) -> None:
+        async def failing(*_: Any) -> Any:
+            raise redis.exceptions.ConnectionError
+
+        monkeypatch.setattr("service.ask.read_job_async", failing)
+        reply = service.ask(headers={"Prefer": f"respond-async{wait}"})
+        assert (reply.status_code, reply.json()["state"]) == (202, "accepted")
+        assert reply.headers["Location"] == f"/v1/jobs/{worker.take().id}"
+
+    def test_a_wait_that_redis_ends_is_answered_with_the_address(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def failing(*_: Any) -> Any:
+            raise UnavailableError("The store of jobs cannot be reached.")
+
+        monkeypatch.setattr("service.waiting.Watch.outcome", failing)
+        reply = service.ask(headers={"Prefer": "respond-async, wait=20"})
+        assert (reply.status_code, reply.headers["Location"]) == (202, f"/v1/jobs/{worker.take().id}")
 
 
 class TestStatus:
@@ -203,6 +280,27 @@ class TestMetrics:
         assert value("erase_http_requests_waiting", {}) == 0
         assert value("erase_redis_up", {}) == 1
         assert "secret" not in service.http.get("/metrics").text
+
+    def test_jobs_that_run_do_not_hide_one_that_waits_longer(self, service: Service, redis_client: redis.Redis) -> None:
+        for number in range(300):
+            old = number >= 290
+            job = new_job(f"job_{'0' if old else '1'}{number:031d}", max_open=1000)
+            ledger.execute(redis_client, ledger.accept(job))
+            if old:
+                redis_client.hincrby(job_key(job.id), "queued_ms", -500_000)
+                redis_client.zincrby(OPEN_KEY, 80_000, job.id)
+            else:
+                ledger.execute(redis_client, ledger.lease(job.id, "w", 60_000, 3))
+        age = scraped(service)["erase_oldest_open_job_age_seconds"].samples[0].value
+        assert 500 <= age < 560
+
+    def test_failures_of_requests_are_told_from_ours(self, service: Service, worker: FakeWorker) -> None:
+        for kind in ("invalid-image", "context-length", "internal"):
+            later = service.later(service.ask)
+            worker.fail(worker.take(), problem(kind, "no"))
+            later.result()
+        samples = {sample.name: sample.value for sample in scraped(service)["erase_jobs_faulty"].samples}
+        assert samples["erase_jobs_faulty_total"] == 2
 
 
 class TestKeys:

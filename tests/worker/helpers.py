@@ -116,9 +116,10 @@ def accept(
 
 
 def lease(client: redis.Redis, job_id: str = "job_1", *, lease_ms: int = 60_000) -> ledger.Job:
-    """Take the job as some worker would."""
+    """Take the job and begin to work on it, as some worker would."""
     taken = execute(client, ledger.lease(job_id, "other", lease_ms, 3))
     assert taken.job is not None, taken.status
+    assert execute(client, ledger.begin(job_id, taken.job.attempt)).ok
     return taken.job
 
 

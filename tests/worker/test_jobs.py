@@ -286,11 +286,15 @@ class TestProblems:
         assert "starter-model" in problem.detail
         assert worker.became("failed") == 1
 
-    def test_a_lost_image_fails_the_job(self, worker: Worker) -> None:
+    def test_a_lost_image_fails_the_job_and_the_log_says_so(
+        self, worker: Worker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "worker.jobs")
         ask(worker.client)
         worker.client.delete(image_key(reference(SAMPLE.data).sha256))
         worker.run()
         assert (state(worker.client), problem_type(worker.client)) == (JobState.FAILED, "image-lost")
+        assert [getattr(line, "problem", None) for line in caplog.records] == ["image-lost"]
 
     def test_a_truncated_image_fails_the_job_without_decoder_text(self, worker: Worker) -> None:
         ask(worker.client)
@@ -461,6 +465,18 @@ class TestEndsFromOutside:
         assert worker.metric("erase_wakeups_dropped_total", reason=reason) == 1
         assert worker.steps.seen == []
 
+    def test_a_worker_whose_engine_has_stalled_takes_no_job(
+        self, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ask(worker.client)
+        with monkeypatch.context() as stalling:
+            stalling.setattr(Engine, "stalled_for", worker.settings.stall_s + 1)
+            worker.run()
+        assert state(worker.client) is JobState.ACCEPTED
+        assert worker.metric("erase_wakeups_dropped_total", reason="stalled") == 1
+        worker.run()
+        assert answered(worker.client).answer == SAMPLE.answer
+
     def test_a_second_run_of_a_finished_job_writes_nothing(self, worker: Worker) -> None:
         ask(worker.client)
         worker.run()
@@ -496,6 +512,90 @@ def assert_free(worker: Worker) -> None:
     assert state(worker.client, "job_next") is JobState.SUCCEEDED
     assert len(worker.steps.seen) > steps
     assert worker.keeper.held == 0
+
+
+@dataclass
+class Line:
+    """A long first try that runs, and behind it a later try and a first one that wait for their turns."""
+
+    worker: Worker
+    retried: Any
+    behind: Any
+
+    def go_on(self) -> None:
+        """End the first one."""
+        execute(self.worker.client, ledger.cancel("job_1"))
+
+
+@pytest.fixture
+def line(worker: Worker, endless: None, request: pytest.FixtureRequest) -> Line:
+    ask(worker.client, max_tokens=3000)
+    worker.steps.during = slowly
+    worker.threads.submit(worker.run)
+    until(lambda: ledger.read_events(worker.client, "job_1"), "a token")
+    futures = []
+    for number, job_id in enumerate(("job_retried", "job_behind"), start=1):
+        ask(worker.client, job_id, max_tokens=4, timeout_ms=getattr(request, "param", 60_000))
+        if number == 1:
+            lease(worker.client, job_id)
+            lose_lease(worker.client, job_id)
+        futures.append(worker.threads.submit(worker.run, job_id))
+        until(lambda: len(worker.runner._isolation._line) == number, "a place in line")  # noqa: B023
+    return Line(worker, *futures)
+
+
+class TestTurns:
+    """A later try works alone, in preprocessing as in the engine, and counts only when it begins."""
+
+    def test_a_later_try_waits_for_the_others_and_they_for_it(self, line: Line) -> None:
+        client = line.worker.client
+        assert [state(client, job) for job in ("job_retried", "job_behind")] == [JobState.RUNNING] * 2
+        assert (field(client, "released", "job_retried"), field(client, "plan", "job_retried")) == ("1", None)
+        line.go_on()
+        line.retried.result(timeout=10)
+        line.behind.result(timeout=10)
+        assert field(client, "released", "job_retried") == "0"
+        times = {job: answered(client, job).timings_ms for job in ("job_retried", "job_behind")}
+        assert times["job_behind"].queue > times["job_retried"].queue - times["job_retried"].preprocess > 0
+        ended = [int(field(client, "finished_ms", job) or 0) for job in ("job_1", "job_retried", "job_behind")]
+        assert ended == sorted(ended)
+
+    @pytest.mark.parametrize("line", [1_500], indirect=True)
+    def test_one_that_waits_past_its_deadline_expires_and_nobody_waits_for_it(self, line: Line) -> None:
+        line.retried.result(timeout=10)
+        assert state(line.worker.client, "job_retried") is JobState.EXPIRED
+        assert not line.worker.runner._isolation._line
+
+    def test_one_that_is_cancelled_while_it_waits_leaves_the_line(self, line: Line) -> None:
+        execute(line.worker.client, ledger.cancel("job_retried"))
+        line.retried.result(timeout=10)
+        line.behind.result(timeout=10)
+        assert state(line.worker.client, "job_behind") is JobState.SUCCEEDED
+
+    def test_a_draining_worker_gives_back_what_waits(self, line: Line) -> None:
+        line.worker.runner.drain()
+        for waiting in (line.retried, line.behind):
+            with pytest.raises(GiveBackError):
+                waiting.result(timeout=10)
+        assert state(line.worker.client, "job_retried") is JobState.ACCEPTED
+        tries = execute(line.worker.client, ledger.lease("job_retried", "next", 60_000, 3)).tries
+        assert tries == 2
+
+    def test_a_later_try_that_lost_its_lease_before_its_turn_does_nothing(
+        self, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stolen(client: redis.Redis, transition: ledger.Transition[Any]) -> Any:
+            if transition.script == "begin":
+                steal(client)
+            return execute(client, transition)
+
+        ask(worker.client)
+        lease(worker.client)
+        lose_lease(worker.client)
+        monkeypatch.setattr(jobs, "execute", stolen)
+        worker.run()
+        assert worker.became("fenced") == 1
+        assert worker.steps.seen == []
 
 
 class TestSecondAttempts:

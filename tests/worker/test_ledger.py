@@ -102,6 +102,14 @@ def take(client: redis.Redis, job_id: str = "job_1", holder: str = "", lease_ms:
     return execute(client, ledger.lease(job_id, holder or uuid4().hex, lease_ms, 3))
 
 
+def begin(client: redis.Redis, job_id: str = "job_1", holder: str = "") -> ledger.Lease:
+    """Take the job and begin to work on it."""
+    lease = take(client, job_id, holder)
+    if lease.tries > 1 and lease.job is not None:
+        assert execute(client, ledger.begin(job_id, lease.job.attempt)).ok
+    return lease
+
+
 def lose_lease(client: redis.Redis, job_id: str = "job_1") -> None:
     client.hset(job_key(job_id), "lease_until_ms", 1)
 
@@ -172,6 +180,20 @@ class TestAccept:
         assert int(redis_client.pttl(image_key(SHA))) > longer - 10_000  # type: ignore[arg-type]
 
 
+class TestWakeUps:
+    def test_jobs_that_ended_without_a_worker_leave_no_endless_list(self, redis_client: redis.Redis) -> None:
+        queue = queue_name(Priority.INTERACTIVE, 1)
+        redis_client.lpush(queue, *["stale"] * 102)
+        execute(redis_client, ledger.accept(new_job(wake=True, wake_after_ms=0)))
+        assert redis_client.llen(queue) == 103  # two for each open job and a hundred may wait
+        execute(redis_client, ledger.accept(new_job("job_2", wake=True)))
+        assert redis_client.llen(queue) == 104
+        redis_client.lpush(queue, *["stale"] * 10)
+        assert execute(redis_client, ledger.accept(new_job("job_3", wake=True, wake_after_ms=0))).status == "accepted"
+        assert redis_client.llen(queue) == 114
+        assert execute(redis_client, ledger.sweep("job_3", 1_000, 3)) == ledger.Swept("wake", queue)
+
+
 class TestLease:
     def test_the_first_lease_is_granted_with_the_job(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
@@ -215,8 +237,9 @@ class TestLease:
 
     def test_after_three_attempts_a_job_is_dead(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
-        for _ in range(3):
-            assert take(redis_client).status == "granted"
+        for tries in range(1, 4):
+            lease = begin(redis_client)
+            assert (lease.status, lease.tries) == ("granted", tries)
             lose_lease(redis_client)
         assert take(redis_client).status == "finished"
         assert state(redis_client) is JobState.DEAD
@@ -231,12 +254,66 @@ class TestLease:
             assert execute(redis_client, ledger.release("job_1", attempt)).ok
             assert state(redis_client) is JobState.ACCEPTED
 
+    def test_a_later_try_that_only_waited_for_its_turn_does_not_count(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        begin(redis_client)
+        for _ in range(5):
+            lose_lease(redis_client)
+            assert execute(redis_client, ledger.sweep("job_1", 5_000, 3)).action == "wake"
+            assert take(redis_client).tries == 2
+        lose_lease(redis_client)
+        begin(redis_client)
+        lose_lease(redis_client)
+        assert take(redis_client).tries == 3
+
+    def test_a_later_try_is_begun_once_and_only_by_its_holder(self, redis_client: redis.Redis) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        begin(redis_client)
+        lose_lease(redis_client)
+        assert not execute(redis_client, ledger.begin("job_1", 2)).ok
+        take(redis_client)
+        assert execute(redis_client, ledger.begin("job_1", 1)).state == "running"
+        for _ in range(2):
+            assert execute(redis_client, ledger.begin("job_1", 2)).ok
+        lose_lease(redis_client)
+        assert take(redis_client).tries == 3
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_later_try_that_is_given_back_does_not_count_either(self, redis_client: redis.Redis, begun: bool) -> None:
+        execute(redis_client, ledger.accept(new_job()))
+        begin(redis_client)
+        for attempt in range(2, 6):
+            lose_lease(redis_client)
+            assert (begin if begun else take)(redis_client).tries == 2
+            assert execute(redis_client, ledger.release("job_1", attempt)).ok
+
+    def test_neighbours_of_a_job_that_kills_every_worker_are_never_given_up(self, redis_client: redis.Redis) -> None:
+        """All are leased when the worker dies, first together, then waiting for the turn of the culprit to end."""
+        jobs = ["job_0", "job_1", "job_2", "job_3"]
+        for job_id in jobs:
+            execute(redis_client, ledger.accept(new_job(job_id)))
+        for _ in range(3):
+            begin(redis_client, "job_0")
+            for job_id in jobs[1:]:
+                take(redis_client, job_id)
+            for job_id in jobs:
+                lose_lease(redis_client, job_id)
+        swept = [execute(redis_client, ledger.sweep(job_id, 1_000, 3)).action for job_id in jobs]
+        assert swept == ["ended", "wake", "wake", "wake"]
+        assert state(redis_client, "job_0") is JobState.DEAD
+        assert all(begin(redis_client, job_id).tries == 2 for job_id in jobs[1:])
+
     def test_a_lease_whose_reply_was_lost_can_be_asked_for_again(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
         first, again = (take(redis_client, holder="w1/call") for _ in range(2))
         assert first.job is not None
         assert again.job is not None
         assert (first.job.attempt, first.tries) == (again.job.attempt, again.tries) == (1, 1)
+        lose_lease(redis_client)
+        first, again = (take(redis_client, holder="w2/call") for _ in range(2))
+        assert first.job is not None
+        assert again.job is not None
+        assert (first.job.attempt, first.tries) == (again.job.attempt, again.tries) == (2, 2)
 
 
 class TestFencedWrites:
@@ -247,6 +324,7 @@ class TestFencedWrites:
             ledger.emit("job_1", 1, 1, EventType.TOKEN, "{}"),
             ledger.finish("job_1", 1, answer()),
             ledger.release("job_1", 1),
+            ledger.begin("job_1", 1),
         ],
         ids=lambda write: write.script,
     )
@@ -353,8 +431,9 @@ class TestEnding:
             ledger.freeze("job_1", 1, PLAN),
             ledger.renew("job_1", 1, 1000),
             ledger.release("job_1", 1),
+            ledger.begin("job_1", 1),
         ],
-        ids=["emit", "finish", "freeze", "renew", "release"],
+        ids=["emit", "finish", "freeze", "renew", "release", "begin"],
     )
     def test_fenced_writes_are_those_of_attempts_that_another_one_followed(
         self, redis_client: redis.Redis, write: ledger.Transition[Any]
@@ -444,7 +523,7 @@ class TestSweep:
     def test_the_third_lost_lease_buries_the_job(self, redis_client: redis.Redis) -> None:
         execute(redis_client, ledger.accept(new_job()))
         for _ in range(3):
-            take(redis_client)
+            begin(redis_client)
             lose_lease(redis_client)
         assert execute(redis_client, ledger.sweep("job_1", 5_000, 3)) == ledger.Swept("ended", "dead")
         assert state(redis_client) is JobState.DEAD
@@ -542,7 +621,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ended: tuple[JobState, Any] | None = None
 
     @initialize(key=st.booleans(), detached=st.booleans())
-    def begin(self, key: bool, detached: bool) -> None:
+    def start(self, key: bool, detached: bool) -> None:
         self.client.flushall()
         self.job = keyed("job_1", detached=detached) if key else new_job(detached=detached)
         self.accept_again()
@@ -554,6 +633,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(lease_ms=st.sampled_from([1, LEASE_MS]))
     def lease(self, lease_ms: int) -> None:
         take(self.client, lease_ms=lease_ms)
+
+    @rule(attempt=_ATTEMPTS)
+    def begin(self, attempt: int) -> None:
+        execute(self.client, ledger.begin("job_1", attempt))
 
     @rule()
     def lose_the_lease(self) -> None:
@@ -611,6 +694,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         assert len(finals) == int(now.final)
         assert (self.client.zscore(OPEN_KEY, "job_1") is None) == now.final
+        attempts, released = (int(self.client.hget(job_key("job_1"), name) or 0) for name in ("attempt", "released"))
+        assert 0 <= released <= attempts
         if now.final:
             assert events[-1] == finals[0]
             if self.ended is None:
@@ -637,6 +722,7 @@ class TestDeadLetters:
         for attempt in range(1, 4):
             taken = execute(redis_client, ledger.lease("job_1", f"w{attempt}", LEASE_MS, 3))
             assert taken.job is not None
+            assert execute(redis_client, ledger.begin("job_1", attempt)).ok
             if attempt == 1:
                 execute(redis_client, ledger.freeze("job_1", 1, PLAN))
                 for number in range(1, tokens + 1):

@@ -72,6 +72,14 @@ class TestOrder:
         hold(INTERACTIVE, BATCH, INTERACTIVE)
         assert cycle.consume(2) == []
 
+    def test_nothing_is_fetched_while_the_worker_is_paused(
+        self, cycle: SlotCycle, hold: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(SlotCycle, "paused", staticmethod(lambda: True))
+        assert cycle.consume(2) == []
+        monkeypatch.undo()
+        assert SlotCycle.paused() is False
+
     def test_requests_without_a_queue_fill_nobodys_slots(self, cycle: SlotCycle, hold: Any) -> None:
         hold(None, None, None)
         assert cycle.consume(2) == [INTERACTIVE, BATCH]

@@ -20,6 +20,8 @@ if a.idem ~= '' then
   if known[1] and redis.call('EXISTS', job_key(known[1])) == 1 then
     if known[2] ~= a.body then return {'mismatch', known[1]} end
     watch(known[1])
+    -- As above: to be told of the job is to be promised it.
+    redis.call('HSET', job_key(known[1]), 'id', known[1])
     return {'attached', known[1]}
   end
 end
@@ -53,6 +55,9 @@ redis.call('ZADD', jobs, 0, a.id)
 redis.call('PEXPIRE', jobs, a.listed_ms)
 redis.call('HINCRBY', COUNTERS, 'accepted', 1)
 watch(a.id)
--- Whatever is wrong with the queue: the job is accepted, and the sweeper wakes a worker for it.
-if a.wakeup ~= '' then redis.pcall('LPUSH', a.queue, a.wakeup) end
+-- Whatever is wrong with the queue: the job is accepted, and the sweeper wakes a worker for it. It does, too, where the
+-- queue is long with wake-ups of jobs that have ended: without a worker nobody takes them out.
+local waiting = redis.pcall('LLEN', a.queue)
+local stale = type(waiting) == 'number' and waiting > 2 * redis.call('ZCARD', OPEN) + SPARE_WAKEUPS
+if a.wakeup ~= '' and not stale then redis.pcall('LPUSH', a.queue, a.wakeup) end
 return {'accepted', a.id}

@@ -6,20 +6,27 @@ if not state then return {'gone'} end
 if FINAL[state] then return {'finished', state} end
 if state == 'running' and number(id, 'lease_until_ms') > now then
   -- The holder's name is new with each call, so this is the repetition of a call whose reply was lost.
-  if field(id, 'worker') == worker then return {'granted', failures(id), redis.call('HGETALL', job_key(id))} end
+  if field(id, 'worker') == worker then
+    return {'granted', failures(id) + (uncounted(id) and 1 or 0), redis.call('HGETALL', job_key(id))}
+  end
   return {'taken'}
 end
 if now >= number(id, 'deadline_ms') then
   close(id, 'expired', 'error', expired)
   return {'finished', 'expired'}
 end
-if failures(id) >= tonumber(max_attempts) then
+local failed = failures(id)
+if failed >= tonumber(max_attempts) then
   bury(id, dead)
   return {'finished', 'dead'}
 end
 if state == 'running' then redis.call('HINCRBY', COUNTERS, 'leases_lost', 1) end
-redis.call('HINCRBY', job_key(id), 'attempt', 1)
+local attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
+if failed > 0 then
+  redis.call('HINCRBY', job_key(id), 'released', 1)
+  redis.call('HSET', job_key(id), 'uncounted', attempt)
+end
 local lease_until = now + tonumber(lease_ms)
 redis.call('HSET', job_key(id), 'state', 'running', 'worker', worker, 'lease_until_ms', lease_until, 'leased_ms', now)
 check_at(id, lease_until)
-return {'granted', failures(id), redis.call('HGETALL', job_key(id))}
+return {'granted', failed + 1, redis.call('HGETALL', job_key(id))}

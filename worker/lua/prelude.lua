@@ -4,6 +4,7 @@ local OPEN = PREFIX .. 'open'
 local OPEN_PIXELS = PREFIX .. 'open_pixels'
 local DEAD = PREFIX .. 'dead'
 local COUNTERS = PREFIX .. 'counters'
+local SPARE_WAKEUPS = 100
 local REPLIES_KEPT = 20000
 local REPLIES_TTL_MS = 3600000
 local GONE_KNOWN_MS = 24 * 3600 * 1000
@@ -80,6 +81,10 @@ local function close(id, state, type, outcome)
   if idem then redis.call('PEXPIRE', idem, ttl) end
   redis.call('SET', gone_key(id), field(id, 'owner'), 'PX', ttl + GONE_KNOWN_MS)
   redis.call('HINCRBY', COUNTERS, 'finished:' .. state, 1)
+  -- What a client asked wrongly is nobody's failure but its own.
+  if state == 'failed' and cjson.decode(outcome).problem.status < 500 then
+    redis.call('HINCRBY', COUNTERS, 'faulty', 1)
+  end
 end
 
 local function image_keys(id)
@@ -97,8 +102,10 @@ local function bury(id, outcome)
   for _, key in ipairs(image_keys(id)) do redis.call('PEXPIRE', key, ttl, 'GT') end
 end
 
--- Attempts that count against the limit: a worker that drains gives its attempt back.
+-- Attempts that count against the limit: a worker that drains gives its attempt back, and a later one counts only from
+-- `begin` on, so that a job is not given up for what another one did to the worker in which it waited for its turn.
 local function failures(id) return number(id, 'attempt') - number(id, 'released') end
+local function uncounted(id) return number(id, 'uncounted') == number(id, 'attempt') end
 
 local function owns(id, attempt)
   return field(id, 'state') == 'running' and number(id, 'attempt') == tonumber(attempt)
