@@ -170,5 +170,5 @@ async def _take_back(runtime: Runtime, job: NewJob) -> None:
     for pause in _TAKE_BACK_AFTER_S:
         await asyncio.sleep(pause)
         with suppress(RedisError, OSError):
-            await execute_async(runtime.redis, cancel(job.id))
-            return
+            if await execute_async(runtime.redis, cancel(job.id)) is not None:
+                return

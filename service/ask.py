@@ -66,7 +66,12 @@ async def ask(request: Request, runtime: Process, caller: Asker) -> Response:
     job_id = submission.job_id
     if delivery.respond_async and not delivery.wait_s:
         return await _accepted(runtime, job_id, delivery)
-    watch = await submission.watch()
+    try:
+        watch = await submission.watch()
+    except (RedisError, OSError):
+        if delivery.respond_async:
+            return await _accepted(runtime, job_id, delivery)
+        raise
     if delivery.respond_async:
         return await _answer_or_accepted(request, runtime, watch, job_id, delivery)
     if submission.streams:

@@ -12,6 +12,7 @@ IN_SERVICE = ("before_store", "after_accept", "before_answer")
 IN_WORKER = (
     "before_lease",
     "after_lease",
+    "after_begin",
     "before_freeze",
     "after_freeze",
     "after_preprocess",

@@ -121,6 +121,13 @@ class JobRunner:
             if attempt.handle is not None:
                 attempt.handle.cancel()
 
+    @property
+    def overdue(self) -> float:
+        """Seconds by which a job that is worked on is past its deadline, at most; 0 if none is."""
+        with self._lock:
+            deadlines = [attempt.deadline for attempt in self._attempts]
+        return max(0.0, time.monotonic() - min(deadlines)) if deadlines else 0.0
+
     def run(self, job_id: str) -> None:
         """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
         self._failpoints.reach("before_lease")
@@ -131,6 +138,9 @@ class JobRunner:
         holder = f"{self._name}/{secrets.token_hex(4)}"
         lease = execute(self._client, ledger.lease(job_id, holder, int(settings.lease_s * 1000), settings.max_attempts))
         if lease.job is None:
+            if lease.unreadable:
+                log.error("job %s cannot be read: %s", job_id, lease.unreadable)
+                execute(self._client, ledger.begin(job_id, lease.attempt))  # a try; another version may do better
             self._metrics.wakeups_dropped.labels(lease.status).inc()
             return
         self._failpoints.reach("after_lease")
@@ -216,6 +226,8 @@ class JobRunner:
         with self._isolation.turn(lambda: self._require_wanted(attempt), alone=attempt.retried):
             if attempt.retried and not execute(self._client, ledger.begin(attempt.job.id, attempt.job.attempt)).ok:
                 raise FencedError
+            if attempt.retried:
+                self._failpoints.reach("after_begin")
             return self._answer_now(attempt, begun=time.monotonic())
 
     def _require_wanted(self, attempt: _Attempt) -> None:
@@ -228,7 +240,8 @@ class JobRunner:
 
     def _answer_now(self, attempt: _Attempt, begun: float) -> Outcome:
         job = attempt.job
-        plan = self._frozen_plan(job)
+        waited = attempt.before_lease + begun - attempt.started
+        plan = self._frozen_plan(job, waited)
         sequence = prepare_sequence(
             self._client, self._loaded, job, plan, deadline=attempt.deadline, tries=attempt.tries
         )
@@ -255,7 +268,7 @@ class JobRunner:
         if writer.fenced:
             raise FencedError
         times = JobTimes(
-            queue=attempt.before_lease + begun - attempt.started,
+            queue=waited,
             preprocess=prepared - begun,
             total=attempt.before_lease + time.monotonic() - attempt.started,
         )
@@ -270,14 +283,14 @@ class JobRunner:
         )
         return Outcome(answer=answer)
 
-    def _frozen_plan(self, job: Job) -> Plan:
+    def _frozen_plan(self, job: Job, waited: float) -> Plan:
         """The plan that the first attempt froze, or a new one, frozen now."""
         if job.plan is not None and job.plan.model_revision == self._loaded.revision:
             return job.plan
         if job.plan is not None and job.last_event > 0:
             raise ModelChangedError("The answer had begun on another model revision and cannot be continued.")
-        waited = max(self._engine.waits_for(job.priority.value), (job.leased_ms - job.queued_ms) / 1000)
-        plan = self._book.plan(job.request, self._loaded, waited)
+        longest = max(self._engine.waits_for(job.priority.value), waited)
+        plan = self._book.plan(job.request, self._loaded, longest)
         if plan.usual_retention is not None:
             self._metrics.retention_lowered.inc()
         self._failpoints.reach("before_freeze")

@@ -261,12 +261,17 @@ def accept(job: NewJob) -> Transition[Accepted]:
 
 @dataclass(frozen=True)
 class Lease:
-    """Reply of `lease`: the job when granted, else why not (gone, finished, taken)."""
+    """Reply of `lease`: the job when granted, else why not (gone, finished, taken).
+
+    A job that is `granted`, but that this version cannot read (`unreadable` says why), is `attempt` of nobody.
+    """
 
     status: str
     job: Job | None = None
     tries: int = 0
     """How many attempts count so far, this one included; from the second on the job runs alone, and `begin`s."""
+    attempt: int = 0
+    unreadable: str = ""
 
 
 def lease(job_id: str, holder: str, lease_ms: int, max_attempts: int) -> Transition[Lease]:
@@ -280,7 +285,12 @@ def lease(job_id: str, holder: str, lease_ms: int, max_attempts: int) -> Transit
         if status != "granted":
             return Lease(status)
         flat = [_text(value) for value in reply[2]]
-        return Lease(status, Job.from_fields(dict(zip(flat[::2], flat[1::2], strict=True))), int(reply[1]))
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        try:
+            job = Job.from_fields(fields)
+        except (ValueError, KeyError) as error:
+            return Lease("unreadable", None, int(reply[1]), int(fields["attempt"]), type(error).__name__)
+        return Lease(status, job, int(reply[1]), job.attempt)
 
     return Transition("lease", (job_id, holder, lease_ms, max_attempts, _json(EXPIRED), _json(DEAD)), parse)
 

@@ -27,7 +27,7 @@ def run_worker(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; running jobs get `ERASE_DRAIN_S` to finish, the rest are given back.
 
     Returns the exit status: 0 after a stop, 1 when the engine died, 2 when the worker cannot start. When the engine
-    hangs, the process ends with 3 from within.
+    or a job hangs, the process ends with 3 from within.
     """
     configure_logging(settings)
     # Until Celery installs its own handlers the worker holds no job and may leave at once. The first process of a

@@ -41,10 +41,12 @@ from worker.sweeper import Sweeper, redis_now_ms
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
-ENGINE_HUNG = 3
-"""Exit status of a worker whose engine makes no progress any more."""
+HUNG = 3
+"""Exit status of a worker whose engine, or one of its jobs, makes no progress any more."""
 _HUNG_AFTER = 2
 """Times `ERASE_STALL_S`: first the leases are lost, then the process."""
+_LOOKS = 2
+"""In how many heartbeats in a row it must be so: a process that was frozen and goes on is not hung."""
 
 
 class _Observer(EngineObserver):
@@ -191,6 +193,11 @@ class WorkerRuntime:
     def _stalled(self) -> bool:
         return self.engine.stalled_for > self.settings.stall_s
 
+    @property
+    def _hangs(self) -> bool:
+        """Whether the engine, or a job's thread, long past its deadline, will not come back."""
+        return max(self.engine.stalled_for, self.runner.overdue) > _HUNG_AFTER * self.settings.stall_s
+
     def _run(self, job_id: str) -> None:
         try:
             self.runner.run(job_id)
@@ -242,14 +249,16 @@ class WorkerRuntime:
         )
 
     def _beat(self) -> None:
+        hung = 0
         while True:
             if not self.engine.alive and not self._stop.is_set():
                 log.critical("the engine has died: this worker stops so that its supervisor starts a new one")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            if self.engine.stalled_for > _HUNG_AFTER * self.settings.stall_s:
-                log.critical("the engine has hung: this worker ends so that its supervisor starts a new one")
-                os._exit(ENGINE_HUNG)  # nothing that waits for the engine's thread would ever return
+            hung = hung + 1 if self._hangs else 0
+            if hung == _LOOKS:
+                log.critical("the engine or a job has hung: this worker ends so that its supervisor starts a new one")
+                os._exit(HUNG)  # nothing that waits for that thread would ever return
             self._reach("before_heartbeat")
             try:
                 self._client.hset(WORKERS_KEY, self.name, self._info().model_dump_json())

@@ -163,7 +163,9 @@ class Settings(BaseSettings):
     wake_after_s: Annotated[float, Field(ge=0.5)] = Field(5.0, description="first check for a lost wake-up")
     sweep_every_s: Annotated[float, Field(ge=0.1)] = Field(1.0, description="pause between two sweeps")
     max_attempts: Annotated[int, Field(ge=1)] = Field(3, description="attempts before a job is dead-lettered")
-    stall_s: Annotated[float, Field(ge=1)] = Field(60.0, description="an engine step longer than this loses its leases")
+    stall_s: Annotated[float, Field(ge=1)] = Field(
+        60.0, description="an engine step longer than this loses its leases; one twice as long ends the worker"
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(30.0, description="time to finish running jobs after SIGTERM")
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's /metrics")
     worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(9101, description="its port; 0: any free one")

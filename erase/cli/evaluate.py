@@ -167,16 +167,23 @@ def _records(data: Path, out: Path, metric: Any, ending: str = "") -> tuple[Reco
 def _contests(
     names: list[str], measures: list[Any], retentions: list[float], loaded: LoadedModel, records: tuple[Record, ...]
 ) -> list[Contest]:
+    from erase.asking import naming
     from erase.evaluation import contest
     from erase.models.prompt import prepare_images
     from erase.pictures import open_picture
 
-    prompts = list(dict.fromkeys(record.images for record in records if record.images))
+    firsts: dict[tuple[Path, ...], Record] = {}
+    for record in records:
+        if record.images:
+            firsts.setdefault(record.images, record)
+    prompts = list(firsts.values())
     count = min(_TURNED_ON, len(prompts))
-    spread = [prompts[number * len(prompts) // count] for number in range(count)]
-    images = [
-        [image.pixels for image in prepare_images(loaded, [open_picture(path) for path in paths])] for paths in spread
-    ]
+    images = []
+    for number in range(count):
+        record = prompts[number * len(prompts) // count]
+        with naming(record):
+            prepared = prepare_images(loaded, [open_picture(path) for path in record.images])
+        images.append([image.pixels for image in prepared])
     return [contest(names, measure, target, loaded, images) for measure in measures for target in retentions]
 
 

@@ -137,7 +137,7 @@ class Engine:
             ContextLengthError: prompt and answer do not fit into the context, or into all of the cache.
             UnsupportedError: the method needs what the model does not show.
             PolicyError: the method cannot reach its retention with this prompt.
-            InputError: the method's cuts are none.
+            InputError: the method's cuts do not ascend within the decoder.
             EngineStoppedError: the engine has not been started, has stopped or has failed.
         """
         self._require_room(sequence)
@@ -302,6 +302,8 @@ class Engine:
                     failure = self._start([entry])
                     while failure is None and self._stage is not None:
                         failure = self._run_stage(_ALONE_SECONDS, sharing=False)
+                        if self._stage is not None:
+                            self._drop_ended_from(self._stage, time.monotonic())
                 if failure is not None:
                     self._fail("prefill", entry, failure)
 

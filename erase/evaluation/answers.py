@@ -16,7 +16,7 @@ from erase.journal import Journal, whole_lines
 from erase.models.loading import LoadedModel
 from erase.records import Record
 
-FORMAT = 1
+FORMAT = 2
 _FILES = re.compile(r"answers(-\d+-of-\d+)?\.jsonl")
 
 
@@ -79,21 +79,21 @@ class AnswerFile:
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / part.file
         header = {"format": FORMAT, "model": model}
-        for path in sorted(folder.iterdir()):
-            if not _FILES.fullmatch(path.name) or path == own:
-                continue
-            if restart:
-                Journal(path, restart=True).remove()
-            else:
-                with _undamaged(path):
-                    self._take(path, whole_lines(path), header)
+        others = [path for path in sorted(folder.iterdir()) if _FILES.fullmatch(path.name) and path != own]
         with _undamaged(own):
             self._journal = Journal(own, restart=restart)
-            try:
+        try:
+            with _undamaged(own):
                 self._take(own, self._journal.lines, header)
-            except BaseException:
-                self._journal.close()
-                raise
+            if restart:
+                _remove(others)
+            else:
+                for path in others:
+                    with _undamaged(path):
+                        self._take(path, whole_lines(path), header)
+        except BaseException:
+            self._journal.close()
+            raise
         self._journal.begin(header)
 
     def __enter__(self) -> Self:
@@ -119,6 +119,20 @@ class AnswerFile:
         for entry in lines[1:]:
             place = entry.pop("record"), entry.pop("policy")
             self.found[place] = Answer(**entry)
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Delete files, or none of them where another process is writing one."""
+    journals: list[Journal] = []
+    try:
+        for path in paths:
+            journals.append(Journal(path, restart=True))
+    except BaseException:
+        for journal in journals:
+            journal.close()
+        raise
+    for journal in journals:
+        journal.remove()
 
 
 @contextmanager

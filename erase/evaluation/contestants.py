@@ -155,11 +155,13 @@ def turned(
     reached = partial(mean_retention, measure=measure, architecture=architecture, images=images)
     low, high = _SMALLEST, 1.0
     if policy.measure == measure:
-        low = target
-    else:
-        for _ in range(_TURNS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if reached(policy.with_retention(middle)) <= target else (low, middle)
+        found = policy.with_retention(target)
+        if images and reached(found) > (1 + _NEAR) * target:
+            raise _OutOfReachError(f"with its dial at {target:g} it keeps {reached(found):.3f}")
+        return found
+    for _ in range(_TURNS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(policy.with_retention(middle)) <= target else (low, middle)
     found = policy.with_retention(low)
     if reached(found) > (1 + _NEAR) * target:
         raise _OutOfReachError(f"the least that its dial reaches is {reached(found):.3f}")

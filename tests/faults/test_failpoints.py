@@ -60,6 +60,9 @@ def test_a_worker_that_fails_anywhere_costs_no_job(stack: FastDeployment, place:
     jobs = jobs or [(ask_async(stack, QUESTION), QUESTION)]
     if place == "before_wake":
         until(lambda: stack.client.rpop(queue_name(Priority.INTERACTIVE)), what="the wake-up, which gets lost")
+    if place == "after_begin":
+        first = stack.start_worker(wait=False, ERASE_FAILPOINTS="after_lease=kill", ERASE_LEASE_S="1")
+        until(lambda: not first.running, what="the end of the first try: only a later one begins")
     failpoints = f"{place}={action}"
     if place == "before_release":
         failpoints += ",in_prefill=stop"

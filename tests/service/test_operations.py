@@ -199,6 +199,18 @@ class TestProbes:
         assert (reply.status_code, reply.json()["state"]) == (202, "accepted")
         assert reply.headers["Location"] == f"/v1/jobs/{worker.take().id}"
 
+    def test_who_attaches_for_later_has_the_address_even_if_redis_fails_then(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def failing(*_: Any) -> Any:
+            raise redis.exceptions.ConnectionError
+
+        headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
+        job_id = service.ask(headers=headers).json()["id"]
+        monkeypatch.setattr("service.submission.read_job_async", failing)
+        reply = service.ask(headers=headers | {"Prefer": "respond-async, wait=5"})
+        assert (reply.status_code, reply.headers["Location"]) == (202, f"/v1/jobs/{job_id}")
+
     def test_a_wait_that_redis_ends_is_answered_with_the_address(
         self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -96,10 +96,19 @@ def test_neighbours_of_a_dying_worker_are_answered_too(rescue: Deployment) -> No
         assert_answered_once(rescue, job_id, question)
 
 
+def test_a_job_that_waited_when_its_workers_died_is_answered(rescue: Deployment) -> None:
+    job_id = ask_async(rescue, QUESTION)
+    for _ in range(4):
+        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_lease=kill")
+        until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
+    rescue.start_worker()
+    assert_answered_once(rescue, job_id, QUESTION)
+
+
 def test_a_job_that_kills_every_worker_is_dead_lettered(rescue: Deployment) -> None:
     job_id = ask_async(rescue, QUESTION)
     for _ in range(3):
-        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_lease=kill")
+        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_preprocess=kill")
         until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
     rescue.start_worker()
     until(lambda: rescue.open_jobs() == 0, what="the end of the job")

@@ -28,7 +28,7 @@ class Turns:
     def take(self, name: str, *, alone: bool = False, check: object = None) -> Future[None]:
         """Ask for a turn, which lasts until `end`; return when it waits in line or is inside."""
         self.ends[name] = threading.Event()
-        before = len(self.came) + len(self.isolation._line)
+        before = len(self.isolation._line)
 
         def work() -> None:
             with self.isolation.turn(check or (lambda: None), alone=alone):  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ class Turns:
                 self.inside.discard(name)
 
         future = self.pool.submit(work)
-        until(lambda: future.done() or len(self.came) + len(self.isolation._line) > before, "a place in line")
+        until(lambda: future.done() or name in self.came or len(self.isolation._line) > before, "a place in line")
         return future
 
     def end(self, *names: str) -> None:

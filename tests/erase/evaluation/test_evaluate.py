@@ -98,7 +98,7 @@ class TestContests:
     def test_a_policys_own_measure_may_be_out_of_reach_too(self, loaded, images):
         made = contest(["erase-2", "random"], "layer_average", 0.01, loaded, images)
         assert {one.name for one in made.contestants} == {"random"}
-        assert "least that its dial reaches" in made.absent["erase-2"]
+        assert "with its dial at 0.01 it keeps 0.0" in made.absent["erase-2"]
 
 
 class TestAnswers:
@@ -166,6 +166,17 @@ class TestAnswers:
             writer.add("a question", "a policy", Answer("8", 1.0, 1.0, 1.0, None))
         assert len(evaluate(loaded, records[:1], [NONE], tmp_path)) == 1
         assert "a question" in (tmp_path / "answers.jsonl").read_text()
+
+    def test_a_restart_beside_a_part_that_runs_deletes_nothing(self, loaded, records, tmp_path):
+        for number in (1, 3):
+            evaluate(loaded, records[:3], [NONE], tmp_path, part=Part(number, 3))
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with AnswerFile(tmp_path, model_key(loaded), Part(2, 3)):
+            for part in (Part(3, 3), Part()):
+                with pytest.raises(EraseError, match=r"another process is writing .*answers-2-of-3\.jsonl"):
+                    evaluate(loaded, records[:3], [NONE], tmp_path, part=part, restart=True)
+        after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert before.items() <= after.items()
 
     def test_answers_of_another_model_are_not_taken(self, loaded, records, tmp_path):
         file = tmp_path / "answers.jsonl"
@@ -370,6 +381,11 @@ def test_the_command_evaluates_a_folder_and_a_table(tmp_path, capsys, monkeypatc
     assert main([*part, "1/2"]) == 0
     assert not capsys.readouterr().out
     assert [path.name for path in (tmp_path / "e").iterdir()] == ["answers-1-of-2.jsonl"]
+    Image.new("RGB", (3000, 4)).save(tmp_path / "thin.png")
+    thin = {"name": "the-thin-one", "image": "thin.png", "question": "?", "answer": "8"}
+    (tmp_path / "records.jsonl").write_text(json.dumps(thin) + "\n")
+    assert main(["evaluate", str(tmp_path), "--out", str(tmp_path / "f"), *wanted]) == 1
+    assert "the-thin-one: the image processor refuses" in capsys.readouterr().err
     for wrong in (["0/2"], ["3/2"], ["2"], ["a/b"], ["1/2", "--restart"]):
         assert main([*part, *wrong]) == 2
     for wrong in (["--methods", ","], ["--against", "fastv"]):
