@@ -96,20 +96,23 @@ def test_neighbours_of_a_dying_worker_are_answered_too(rescue: Deployment) -> No
         assert_answered_once(rescue, job_id, question)
 
 
+def kill_workers(rescue: Deployment, count: int, place: str) -> None:
+    """Start so many workers, one after the other, that die when they come to a place."""
+    for _ in range(count):
+        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS=f"{place}=kill")
+        until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
+
+
 def test_a_job_that_waited_when_its_workers_died_is_answered(rescue: Deployment) -> None:
     job_id = ask_async(rescue, QUESTION)
-    for _ in range(4):
-        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_lease=kill")
-        until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
+    kill_workers(rescue, 4, "after_lease")
     rescue.start_worker()
     assert_answered_once(rescue, job_id, QUESTION)
 
 
 def test_a_job_that_kills_every_worker_is_dead_lettered(rescue: Deployment) -> None:
     job_id = ask_async(rescue, QUESTION)
-    for _ in range(3):
-        doomed = rescue.start_worker(wait=False, ERASE_FAILPOINTS="after_preprocess=kill")
-        until(lambda doomed=doomed: not doomed.running, what="the death of the worker")
+    kill_workers(rescue, 3, "after_preprocess")
     rescue.start_worker()
     until(lambda: rescue.open_jobs() == 0, what="the end of the job")
     outcome = rescue.outcome(job_id)
