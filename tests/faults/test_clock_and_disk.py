@@ -63,7 +63,7 @@ def test_a_clock_that_is_put_back_costs_no_job(
     running.start_worker()
     jobs = [(ask_async(running, question), question) for question in [QUESTION, NEIGHBOUR] * 6]
     clock("-3600s")
-    assert redis_seconds(running) - time.time() == pytest.approx(-3600, abs=2)
+    until(lambda: abs(redis_seconds(running) - time.time() + 3600) < 2, what="the clock's turn back")
     later = [(ask_async(running, question), question) for question in [QUESTION, NEIGHBOUR] * 3]
     for job_id, question in jobs + later:
         assert_answered_once(running, job_id, question)
