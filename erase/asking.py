@@ -12,7 +12,8 @@ from erase.errors import InputError
 from erase.methods.base import Method, Preselection
 from erase.metrics import Metric
 from erase.models.loading import LoadedModel
-from erase.models.prompt import PreparedPrompt
+from erase.models.prompt import PreparedImage, PreparedPrompt, prepare_images
+from erase.pictures import open_picture
 from erase.records import Record
 
 Asked = TypeVar("Asked")
@@ -38,18 +39,26 @@ def submit(
     tokenizer = loaded.text_tokenizer
     longest = max(len(tokenizer(text, add_special_tokens=False).input_ids) for text in record.answers)
     sampling = SamplingParams(max_tokens=longest + BEYOND_THE_ANSWER[record.metric])
-    try:
+    with naming(record):
         return engine.submit(Sequence(record.name, prompt, method, preselection, sampling))
-    except ContextLengthError as error:
-        raise InputError(f"{record.name}: {error}") from error
+
+
+def images_of(loaded: LoadedModel, record: Record) -> tuple[PreparedImage, ...]:
+    """The record's images as the model sees them.
+
+    Raises:
+        InputError: one cannot be read, or the model cannot take it; the message names the record.
+    """
+    with naming(record):
+        return prepare_images(loaded, [open_picture(path) for path in record.images])
 
 
 @contextmanager
 def naming(record: Record) -> Iterator[None]:
-    """Errors about what the record asks for name it."""
+    """Errors about what the record asks for become `InputError`s that name it."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ContextLengthError) as error:
         raise InputError(f"{record.name}: {error}") from error
 
 

@@ -85,10 +85,9 @@ async def complete_chat(request: Request, runtime: Process, caller: Asker) -> Re
         return EventStream(_chunks(watch, job_id, wanted), job_id)
     with watch:
         outcome = await unless_client_leaves(request.receive, watch.outcome())
-    if outcome.problem is not None:
-        note_outcome(request.scope, outcome.problem)
     headers = {"Content-Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"}
     if outcome.answer is None:
+        note_outcome(request.scope, _problem(outcome))
         # The job has had its attempts: a client must not send it again by itself, as OpenAI's does at 409 and 5xx.
         return openai_response(_problem(outcome), headers | {"X-Should-Retry": "false"})
     return Response(ChatCompletion.of(outcome.answer).model_dump_json(), 200, headers, "application/json")

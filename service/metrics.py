@@ -68,7 +68,6 @@ async def read_snapshot(client: Redis) -> Snapshot:
     """Read everything in two round trips. Raises `RedisError`."""
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
-    pipeline.zcard(OPEN_KEY)
     pipeline.zrange(OPEN_KEY, 0, -1)
     pipeline.hgetall(WORKERS_KEY)
     pipeline.info("memory")
@@ -79,12 +78,12 @@ async def read_snapshot(client: Redis) -> Snapshot:
             pipeline.llen(queue_name(priority, version))
     replies = await pipeline.execute(raise_on_error=False)
     # A Redis may forbid INFO: then only its own state is unknown.
-    memory, disk = ({} if isinstance(reply, NoPermissionError) else reply for reply in replies[4:6])
-    for reply in replies[:4] + replies[6:] + [memory, disk]:
+    memory, disk = ({} if isinstance(reply, NoPermissionError) else reply for reply in replies[3:5])
+    for reply in replies[:3] + replies[5:] + [memory, disk]:
         if isinstance(reply, Exception):
             raise reply
-    (seconds, micros), open_jobs, open_ids, workers = replies[:4]
-    pixels, *depths = replies[6:]
+    (seconds, micros), open_ids, workers = replies[:3]
+    pixels, *depths = replies[5:]
     now_ms = seconds * 1000 + micros // 1000
     pipeline.zcount(DEAD_KEY, now_ms, "+inf")
     for job_id in nsmallest(_OPEN_SAMPLE, open_ids):
@@ -93,7 +92,7 @@ async def read_snapshot(client: Redis) -> Snapshot:
     accepted = [int(value) for value in times if value is not None]
     return Snapshot(
         counters=await read_counters_async(client),
-        open_jobs=open_jobs,
+        open_jobs=len(open_ids),
         oldest_age_s=max(0.0, (now_ms - min(accepted)) / 1000) if accepted else 0.0,
         queues={priority.value: sum(depths[at :: len(Priority)]) for at, priority in enumerate(Priority)},
         workers=tuple(parse(workers)),
@@ -121,15 +120,14 @@ class _LedgerCollector(Collector):
             if state.final:
                 finished.add_metric([state.value], snapshot.counters.get(f"finished:{state.value}", 0))
         yield finished
-        for name, meaning in (
-            ("accepted", "Jobs accepted"),
-            ("wakeups_resent", "Wake-ups that the sweeper sent again"),
-            ("leases_lost", "Jobs taken over from a silent worker"),
-            ("fenced_writes", "Writes refused for a stale attempt"),
-            ("requeued", "Dead letters asked again"),
-            ("faulty", "Failed jobs whose request was at fault"),
+        for name, metric, meaning in (
+            ("accepted", "erase_jobs_accepted", "Jobs accepted"),
+            ("wakeups_resent", "erase_wakeups_resent", "Wake-ups that the sweeper sent again"),
+            ("leases_lost", "erase_leases_lost", "Jobs taken over from a silent worker"),
+            ("fenced_writes", "erase_fenced_writes", "Writes refused for a stale attempt"),
+            ("requeued", "erase_jobs_requeued", "Dead letters asked again"),
+            ("faulty", "erase_jobs_faulty", "Failed jobs whose request was at fault"),
         ):
-            metric = f"erase_jobs_{name}" if name in ("accepted", "requeued", "faulty") else f"erase_{name}"
             yield CounterMetricFamily(metric, meaning, snapshot.counters.get(name, 0))
         depth = GaugeMetricFamily("erase_queue_depth", "Wake-ups in the queue", labels=["queue"])
         for queue, length in snapshot.queues.items():

@@ -202,7 +202,7 @@ def problem_response(value: Problem, headers: Mapping[str, str] | None = None) -
 
 def openai_error(value: Problem) -> dict[str, Any]:
     """A problem in the shape of OpenAI's errors; `code` is the problem's type without its prefix."""
-    kind = value.type.rsplit(":", 1)[-1]
+    kind = kind_of(value)
     fault = {401: "authentication_error", 429: "rate_limit_error"}.get(value.status, "invalid_request_error")
     return {
         "error": {

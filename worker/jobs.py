@@ -122,6 +122,11 @@ class JobRunner:
                 attempt.handle.cancel()
 
     @property
+    def stalled(self) -> bool:
+        """Whether the engine makes no progress: then leases are not renewed, and no more jobs are taken."""
+        return self._engine.stalled_for > self._settings.stall_s
+
+    @property
     def overdue(self) -> float:
         """Seconds by which a job that is worked on is past its deadline, at most; 0 if none is."""
         with self._lock:
@@ -132,7 +137,7 @@ class JobRunner:
         """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
         self._failpoints.reach("before_lease")
         settings = self._settings
-        if self._engine.stalled_for > settings.stall_s:
+        if self.stalled:
             self._metrics.wakeups_dropped.labels("stalled").inc()  # the sweeper sends another one
             return
         holder = f"{self._name}/{secrets.token_hex(4)}"
@@ -224,9 +229,9 @@ class JobRunner:
 
     def _answer(self, attempt: _Attempt) -> Outcome:
         with self._isolation.turn(lambda: self._require_wanted(attempt), alone=attempt.retried):
-            if attempt.retried and not execute(self._client, ledger.begin(attempt.job.id, attempt.job.attempt)).ok:
-                raise FencedError
             if attempt.retried:
+                if not execute(self._client, ledger.begin(attempt.job.id, attempt.job.attempt)).ok:
+                    raise FencedError
                 self._failpoints.reach("after_begin")
             return self._answer_now(attempt, begun=time.monotonic())
 

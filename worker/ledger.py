@@ -261,9 +261,9 @@ def accept(job: NewJob) -> Transition[Accepted]:
 
 @dataclass(frozen=True)
 class Lease:
-    """Reply of `lease`: the job when granted, else why not (gone, finished, taken).
+    """Reply of `lease`: the job when granted, else why not (gone, finished, taken, unreadable).
 
-    A job that is `granted`, but that this version cannot read (`unreadable` says why), is `attempt` of nobody.
+    An unreadable job was granted as attempt number `attempt`, but this version cannot read it; `unreadable` says why.
     """
 
     status: str

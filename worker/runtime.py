@@ -191,7 +191,7 @@ class WorkerRuntime:
         self._client.close()
 
     def _stalled(self) -> bool:
-        return self.engine.stalled_for > self.settings.stall_s
+        return self.runner.stalled
 
     @property
     def _hangs(self) -> bool:

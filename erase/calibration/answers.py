@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from erase.asking import in_turn, naming, submit
+from erase.asking import images_of, in_turn, submit
 from erase.calibration.search import ImageStats
 from erase.engine import Engine, EngineLimits, Handle
 from erase.methods.base import Architecture, Cut, Method, Preselection
 from erase.methods.binned import BinnedMethod
 from erase.models.loading import LoadedModel
-from erase.models.prompt import prepare_images, prepare_prompt
-from erase.pictures import open_picture
+from erase.models.prompt import prepare_prompt
 from erase.records import Record
 
 
@@ -56,8 +55,7 @@ class Examiner:
 
     def _submit(self, number: int, method: Method) -> tuple[int, Preselection, Handle]:
         record, loaded = self._records[number], self._loaded
-        with naming(record):
-            images = prepare_images(loaded, [open_picture(path) for path in record.images])
+        images = images_of(loaded, record)
         preselection = method.preselect([image.pixels for image in images])
         prompt = prepare_prompt(loaded, record.question, images)
         return number, preselection, submit(self._engine, loaded, record, prompt, method, preselection)

@@ -167,10 +167,8 @@ def _records(data: Path, out: Path, metric: Any, ending: str = "") -> tuple[Reco
 def _contests(
     names: list[str], measures: list[Any], retentions: list[float], loaded: LoadedModel, records: tuple[Record, ...]
 ) -> list[Contest]:
-    from erase.asking import naming
+    from erase.asking import images_of
     from erase.evaluation import contest
-    from erase.models.prompt import prepare_images
-    from erase.pictures import open_picture
 
     firsts: dict[tuple[Path, ...], Record] = {}
     for record in records:
@@ -178,12 +176,8 @@ def _contests(
             firsts.setdefault(record.images, record)
     prompts = list(firsts.values())
     count = min(_TURNED_ON, len(prompts))
-    images = []
-    for number in range(count):
-        record = prompts[number * len(prompts) // count]
-        with naming(record):
-            prepared = prepare_images(loaded, [open_picture(path) for path in record.images])
-        images.append([image.pixels for image in prepared])
+    spread = [prompts[number * len(prompts) // count] for number in range(count)]
+    images = [[image.pixels for image in images_of(loaded, record)] for record in spread]
     return [contest(names, measure, target, loaded, images) for measure in measures for target in retentions]
 
 

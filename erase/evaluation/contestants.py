@@ -153,12 +153,12 @@ def turned(
         PolicyError: every dial keeps more.
     """
     reached = partial(mean_retention, measure=measure, architecture=architecture, images=images)
-    low, high = _SMALLEST, 1.0
     if policy.measure == measure:
         found = policy.with_retention(target)
         if images and reached(found) > (1 + _NEAR) * target:
             raise _OutOfReachError(f"with its dial at {target:g} it keeps {reached(found):.3f}")
         return found
+    low, high = _SMALLEST, 1.0
     for _ in range(_TURNS):
         middle = (low + high) / 2
         low, high = (middle, high) if reached(policy.with_retention(middle)) <= target else (low, middle)

@@ -420,8 +420,8 @@ def test_dials_are_turned_on_images_from_all_over_the_data(loaded, monkeypatch):
     from erase.cli import evaluate as command
 
     seen = []
-    monkeypatch.setattr("erase.pictures.open_picture", lambda path: seen.append(int(path.name)) or path)
-    monkeypatch.setattr("erase.models.prompt.prepare_images", lambda loaded, pictures: [])
+    monkeypatch.setattr("erase.asking.open_picture", lambda path: seen.append(int(path.name)) or path)
+    monkeypatch.setattr("erase.asking.prepare_images", lambda loaded, pictures: [])
     monkeypatch.setattr("erase.evaluation.contest", lambda *_: None)
     command._contests([], ["final"], [0.5], loaded, tuple(Record("r", (Path(str(n)),), "?", ("a",)) for n in range(78)))
     assert len(seen) == 48
