@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bench.demo_model.dense import dense_sample
 from bench.demo_model.grounding import grounded
-from bench.demo_model.looks import CELL, LOOKS, Grid, looks_of
+from bench.demo_model.looks import CELL, LOOKS, Grid, looks_beside, looks_of
+from bench.demo_model.neighbours import neighbours
 from bench.demo_model.network import Batch
 from bench.demo_model.recipe import Phase, Recipe
 from bench.demo_model.tokenizer import SYSTEM
@@ -121,8 +122,8 @@ class Collator:
             first = len(line.tokens) - len(answer) - 1
             line.targets[first : first + len(answer)] = answer
             grounds = grounded(sample, question)
-            for kind, pairs in looks_of(grounds, grid, (begin, text), (first, reply)).items():
-                line.looks[kind] += pairs
+            line.add_looks(looks_of(grounds, grid, (begin, text), (first, reply)))
+        line.add_looks(looks_beside(neighbours(sample), grid))
         return line
 
 
@@ -141,6 +142,10 @@ class _Line:
         self.branch += [branch] * len(tokens)
         self.positions += [place if isinstance(place, tuple) else (place, place, place) for place in positions]
         self.targets += [-100] * len(tokens)
+
+    def add_looks(self, looks: Mapping[str, list[tuple[int, int]]]) -> None:
+        for kind, pairs in looks.items():
+            self.looks[kind] += pairs
 
 
 class Stream(IterableDataset[Batch]):

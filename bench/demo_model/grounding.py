@@ -8,16 +8,21 @@ colours that a word names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bench.demo_model.bars import EXTREMES, Point, tip_of_extreme, tip_to_axis
+from bench.demo_model.neighbours import Link
 from erase.synthetic.sample import Box, Mark, Question, Sample
 
 _REACH = 2.0
 _IGNORED = ":;"
 _BESIDE = 0.35
+_ALL = "How many objects"
+_PLACED = ("place", "corner", "panel")
+_PLACES = re.compile(r"\b(top|bottom|left|right|middle)\b")
 Span = tuple[int, int]
 """Characters of a text, from and to (excluded)."""
 
@@ -34,13 +39,14 @@ class Grounded:
 @dataclass(frozen=True)
 class Grounds:
     """What the characters of a question, and of its answer, are about; `between` is a bar's tip that leads from the
-    name of its category to a number of the axis, or back."""
+    name of its category to a number of the axis, or back. `counted`: the answer is how many points are asked about."""
 
     asked: tuple[Grounded, ...]
     answered: tuple[Grounded, ...]
     between: Point | None = None
+    counted: bool = False
 
-    def links(self) -> Iterator[tuple[Point, Point, bool]]:
+    def links(self) -> Iterator[Link]:
         """Pairs of points of what is asked about and of the answer, or of these and what is between them; true where
         both stand beside each other."""
         for box in sorted({one.box for one in self.asked}):
@@ -67,12 +73,16 @@ def grounded(sample: Sample, question: Question) -> Grounds:
                 asked += _named(question.text, mark, box)
                 answered += _named(question.answer, mark, box)
     between = None
+    if question.kind in _PLACED:
+        asked += _placed(question.text, answered)
+    elif question.kind == "count":
+        asked += _everything(question)
     if question.kind in EXTREMES and len(exact) == 1:
         asked += _extreme(question, _drawn(question, inside), *exact.items())
     elif asked and answered and question.kind in ("value", "at_value"):
         name = asked if question.kind == "value" else answered
         between = tip_to_axis(_drawn(question, inside), question, _middle([one.point for one in name]))
-    return Grounds(tuple(asked), tuple(answered), between)
+    return Grounds(tuple(asked), tuple(answered), between, counted=question.kind == "count")
 
 
 def _drawn(question: Question, inside: Sequence[Sequence[Mark]]) -> dict[int, Box]:
@@ -92,6 +102,19 @@ def _extreme(question: Question, bars: Mapping[int, Box], name: tuple[int, list[
     if found and start >= 0:
         bar, point = found
         yield Grounded((start, start + len(question.kind)), point, bar)
+
+
+def _placed(text: str, answered: Sequence[Grounded]) -> Iterator[Grounded]:
+    """The words "top", "left" and so on are about what stands there: the answer."""
+    for word in _PLACES.finditer(text):
+        yield from (replace(one, span=word.span()) for one in answered)
+
+
+def _everything(question: Question) -> Iterator[Grounded]:
+    """Where no shape or colour is named, "objects" are all things."""
+    if question.text.startswith(_ALL):
+        span = len(_ALL) - len(_ALL.split()[-1]), len(_ALL)
+        yield from (Grounded(span, box.centre, number) for number, box in enumerate(question.evidence))
 
 
 def _middle(points: Sequence[Point]) -> Point:

@@ -9,12 +9,17 @@ from tokenizers import Encoding
 
 from bench.demo_model.bars import Point
 from bench.demo_model.grounding import Grounded, Grounds, of_token
+from bench.demo_model.neighbours import Link
 
 CELL = 28
-LOOKS = ("beside", "above", "asking", "finding", "recalling", "answering")
+LOOKS = ("beside", "above", "asking", "counting", "finding", "recalling", "answering")
 """Kinds of looks: from a value to the label beside it and to the one above it or, where the label comes later in
-reading order, from it to the value; from the words of a question to what they name, and then to the answer; from where
-a token of the answer is predicted to these words, and then to what shows it."""
+reading order, from it to the value; from the words of a question to what they name, all of it where that is counted,
+and then to the answer; from where a token of the answer is predicted to these words, and then to what shows it."""
+EVENLY = ("counting",)
+"""Looks that everything gets an equal share of. The prompt's first token gets one, too: its share tells how many others
+there are, which a mean over what is counted cannot."""
+_FIRST = 0
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,7 @@ def looks_of(
         answer: the position at which its first token is predicted, and its tokens.
     """
     looks: dict[str, list[tuple[int, int]]] = {kind: [] for kind in LOOKS}
-    for first, second, beside in grounds.links():
-        places = sorted(set(grid.places((first, second))))
-        if len(places) > 1:
-            looks["beside" if beside else "above"].append((places[1], places[0]))
+    looks |= looks_beside(grounds.links(), grid)
     named = _cells_of_tokens(*question, grounds.asked, grid)
     shown = _cells_of_tokens(*answer, grounds.answered, grid)
     asked, answered = sorted(set().union(*named.values())), sorted(set().union(*shown.values()))
@@ -56,8 +58,21 @@ def looks_of(
     knowing = [place for place in asked if answered and place > answered[-1]]
     looks["asking"] = [(word, cell) for word, cells in named.items() for cell in cells]
     looks["finding"] = [(word, cell) for word in named if answered for cell in (*answered, *knowing)]
+    if grounds.counted:
+        looks["counting"] = [(word, cell) for word, cells in named.items() for cell in (*cells, _FIRST)]
+        shown = {answer[0]: []}
     looks["recalling"] = [(token, word) for token in shown for word in named]
     looks["answering"] = [(token, cell) for token, cells in shown.items() for cell in (*cells, *knowing)]
+    return looks
+
+
+def looks_beside(links: Iterable[Link], grid: Grid) -> dict[str, list[tuple[int, int]]]:
+    """The looks "beside" and "above", each from the later one of two linked cells to the one before."""
+    looks: dict[str, list[tuple[int, int]]] = {"beside": [], "above": []}
+    for first, second, beside in links:
+        places = sorted(set(grid.places((first, second))))
+        if len(places) > 1:
+            looks["beside" if beside else "above"].append((places[1], places[0]))
     return looks
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.demo_model.looks import EVENLY
 from bench.demo_model.recipe import Head
 
 WINDOW = 4
@@ -105,7 +106,7 @@ class Looks:
         for kind, heads in self.heads.items():
             for where, head in heads:
                 if where == number and len(batch.looks[kind]):
-                    share = attention_on(layer, head, hidden, cos, sin, mask, batch.looks[kind])
+                    share = attention_on(layer, head, hidden, cos, sin, mask, batch.looks[kind], evenly=kind in EVENLY)
                     self.missed[kind].append(-share.mean())
 
     def losses(self) -> dict[str, Tensor]:
@@ -114,12 +115,21 @@ class Looks:
 
 
 def attention_on(
-    layer: Any, head: int, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, pairs: Tensor
+    layer: Any,
+    head: int,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor,
+    pairs: Tensor,
+    *,
+    evenly: bool = False,
 ) -> Tensor:
     """Logarithms of the attention that a head pays, from each position in `pairs`, to all that it is paired with.
 
     Args:
         pairs: (G, 3) image, position that looks, position that is looked at.
+        evenly: less by how far the attention is from equal shares for all of them (Kullback-Leibler divergence).
     """
     attention = layer.self_attn
     width = attention.head_dim
@@ -134,6 +144,9 @@ def attention_on(
     shares: Tensor = scores.masked_fill(~mask[image, 0, place], _NEVER).log_softmax(-1)
     wanted = torch.zeros_like(shares, dtype=torch.bool)
     wanted[row_of, pairs[:, 2]] = True
+    if evenly:
+        many = wanted.sum(-1)
+        return shares.masked_fill(~wanted, 0.0).sum(-1) / many + many.log()
     return shares.masked_fill(~wanted, _NEVER).logsumexp(-1)
 
 

@@ -131,6 +131,7 @@ _FROM_NOTHING = Recipe(
         "beside": (Head(1, 0), Head(2, 1)),
         "above": (Head(1, 4), Head(2, 5)),
         "asking": (Head(3, 0), Head(4, 7)),
+        "counting": (Head(3, 1), Head(4, 6)),
         "finding": (Head(5, 3), Head(6, 7)),
         "recalling": (Head(6, 1), Head(7, 3)),
         "answering": (Head(8, 5), Head(9, 7)),
@@ -151,8 +152,8 @@ RECIPES = {
     "more-cpu": replace(
         _MORE,
         phases=(
-            Phase(0.35, (42, 100), 0.8, frozen=True),
-            Phase(0.70, (42, 256), 1.0),
+            Phase(0.25, (42, 100), 0.8, frozen=True),
+            Phase(0.65, (42, 256), 1.0),
             Phase(1.00, (42, 1300), 1.0),
         ),
         batch_tokens=4_000,
@@ -160,6 +161,6 @@ RECIPES = {
         encoder_scale=0.5,
         warmup_steps=40,
         cooldown=0.6,
-        harder=("documents", *["charts"] * 3, "infographics", "general", "ocr"),
+        harder=(*["documents", "charts", "general", "ocr"] * 2, "scene_text"),
     ),
 }

@@ -92,6 +92,41 @@ class TestGrounding:
         question = Question("What color is the star?", "red", (Box(0, 0, 90, 90),), "color")
         assert spelled(sample, question) == ({"star": {(20, 20)}}, {"red": {(70, 70)}})
 
+    @pytest.mark.parametrize(
+        ("text", "kind", "words"),
+        [
+            ("What word is at the top?", "place", {"top"}),
+            ("What does the sign on the left say?", "place", {"left"}),
+            ("What word is in the bottom right corner?", "corner", {"bottom", "right"}),
+        ],
+    )
+    def test_words_for_a_place_point_at_what_stands_there(self, text, kind, words):
+        sample, (box, _) = page(("ab", 0, 0), ("cd", 60, 60))
+        asked, answered = spelled(sample, Question(text, "ab", (box,), kind))
+        assert asked == {word: {(5, 10), (15, 10)} for word in words}
+        assert answered == {"a": {(5, 10)}, "b": {(15, 10)}}
+        assert spelled(sample, Question(text, "ab", (box,), "read"))[0] == {}
+
+    def test_what_is_counted_is_all_that_a_word_names(self):
+        found = 0
+        for index in range(60):
+            sample = synthetic.sample("general", "train", index, size=(336, 336))
+            for question in sample.questions:
+                grounds = grounded(sample, question)
+                assert grounds.counted == (question.kind == "count")
+                if grounds.counted:
+                    assert len({one.point for one in grounds.asked}) == int(question.answer), question.text
+                    (word,) = {question.text[slice(*one.span)] for one in grounds.asked}
+                    assert word in question.text.split()[2]
+                    found += 1
+        assert found > 20
+
+    def test_where_nothing_is_named_everything_is_counted(self):
+        things = (Mark("shape", "star", Box(0, 0, 40, 40)), Mark("shape", "moon", Box(60, 60, 80, 80)))
+        sample, _ = page(things=things)
+        question = Question("How many objects are there?", "2", tuple(thing.box for thing in things), "count")
+        assert spelled(sample, question) == ({"objects": {(20, 20), (70, 70)}}, {})
+
     def test_a_value_is_linked_to_the_label_beside_it_and_to_the_one_above_it(self):
         sample, boxes = page(("h", 60, 0), ("r", 0, 40), ("5", 62, 42))
         grounds = grounded(sample, Question("What is the h for r?", "5", tuple(boxes), "cell"))
@@ -217,6 +252,31 @@ class TestPairs:
         for kind in ("finding", "answering"):
             assert {place for _, _, place in batch.looks[kind].tolist()} == {start + 2, start + 2 * 4 + 2}
 
+    def test_a_word_looks_at_all_that_it_counts_and_at_the_first_token(self, tokenizer_folder):
+        things = tuple(
+            Mark("shape", name, Box(x, 60, x + 20, 80)) for name, x in (("star", 0), ("star", 60), ("moon", 90))
+        )
+        sample, _ = page(things=things)
+        question = Question("How many stars are there?", "2", tuple(thing.box for thing in things[:2]), "count")
+        collator = Collator(tokenizer_folder)
+        batch = collator.batch([sample], [[question]])
+        offsets = collator.tokenizer.encode(question.text, add_special_tokens=False).offsets
+        begin = batch.image_start + 4 * 4 + len(collator.chat.after_image)
+        words = [begin + number for number, (start, end) in enumerate(offsets) if start < 13 and end > 9]
+        cells = [batch.image_start + 2 * 4, batch.image_start + 2 * 4 + 2]
+        assert words
+        assert batch.looks["counting"].tolist() == [[0, word, place] for word in words for place in (0, *cells)]
+        answer = batch.targets[0].tolist().index(collator.tokenizer.encode("2", add_special_tokens=False).ids[0])
+        assert batch.looks["recalling"].tolist() == [[0, answer, word] for word in words]
+        assert len(batch.looks["answering"]) == 0
+
+    def test_cells_of_a_table_look_at_their_names_whoever_is_asked_about(self, tokenizer_folder):
+        samples = (render("documents", "train", index, 12, 12, Random(index)) for index in range(40))
+        sample = next(one for one in samples if any(len(question.evidence) == 3 for question in one.questions))
+        looks = Collator(tokenizer_folder).batch([sample], [[]]).looks
+        assert len(looks["beside"])
+        assert len(looks["above"])
+
 
 class TestLooks:
     def test_they_are_the_attention_of_the_stock_model(self, network, tokenizer_folder, tmp_path):
@@ -241,6 +301,29 @@ class TestLooks:
         losses = {kind: float(loss) for kind, loss in looks.losses().items()}
         assert {"asking", "recalling", "answering"} <= set(losses) <= set(LOOKING.looks)
         assert losses == pytest.approx({kind: missed(kind) for kind in losses}, abs=1e-4)
+
+    def test_what_is_counted_should_get_equal_shares(self, network, tokenizer_folder, tmp_path):
+        samples = (synthetic.sample("general", "train", index, size=(168, 168)) for index in range(40))
+        sample, question = next(
+            (one, question)
+            for one in samples
+            for question in one.questions
+            if question.kind == "count" and question.answer == "4"
+        )
+        batch = Collator(tokenizer_folder).batch([sample], [[question]])
+        heads = (Head(1, 1), Head(3, 0))
+        looks = Looks({"counting": heads})
+        with torch.no_grad():
+            network.answer(batch, network.look(batch), looks)
+        attentions = stock_attentions(network.model, tokenizer_folder, sample, question, tmp_path)
+        (word,) = set(batch.looks["counting"][:, 1].tolist())
+        places = batch.looks["counting"][:, 2]
+        assert len(places) == 5
+        wanted = torch.full((5,), 0.2)
+        off = [
+            (wanted * (wanted / attentions[layer][0, head, word, places]).log()).sum().item() for layer, head in heads
+        ]
+        assert looks.losses()["counting"].item() == pytest.approx(sum(off) / 2, abs=1e-4)
 
     def test_without_heads_or_pairs_nothing_is_missed(self, network, tokenizer_folder):
         sample = replace(render("general", "train", 3, 6, 4, Random(3)), marks=())
