@@ -1,4 +1,7 @@
-"""`erase-serve config check`: would this configuration start, and can Redis keep what it promises?"""
+"""`erase-serve config check`: what of this configuration cannot start, and can Redis keep what it promises?
+
+It runs where only the service is installed, too, so what takes the model (policy, device) is not looked at.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from service.auth import KeyRing
 from service.durability import Durability, NotDurableError
 from service.fetching import ImageFetcher
 from service.problems import UnavailableError
+from worker.failpoints import Failpoints
 from worker.ledger import NewJob
 from worker.settings import PREFIX, Settings
 
@@ -41,7 +45,7 @@ class Finding:
 
 
 def check(settings: Settings, redis_url: str | None) -> int:
-    """Print what was found; 0 if everything can start, 1 if something cannot.
+    """Print what was found; 0 if nothing stands against a start, 1 if something does.
 
     `redis_url` None: there is no Redis yet, `erase-serve up` would start its own.
     """
@@ -70,6 +74,7 @@ def _parts(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "image URLs are not fetched")
     yield _model(settings)
     if settings.failpoints:
+        yield from _try("failpoints", lambda: Failpoints(settings.failpoints))
         yield Finding("warning", "ERASE_FAILPOINTS is for tests: processes will kill or stop themselves")
 
 

@@ -56,13 +56,16 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis; `rediss://` is with TLS, `?ssl_ca_certs=FILE` with an authority of your own",
+        description="Redis; `rediss://` uses TLS, `?ssl_ca_certs=FILE` names your own certificate authority",
     )
     durability: Literal["require", "off"] = Field(
         "require", description="accept nothing into a Redis that may lose it (no append-only file, eviction)"
     )
 
-    host: str = Field("127.0.0.1", description="address that the service listens on; others need ERASE_API_KEYS")
+    host: str = Field(
+        "127.0.0.1",
+        description="address that the service listens on; others need ERASE_API_KEYS or ERASE_API_KEYS_FILE",
+    )
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port of the service")
     api_keys: str = Field(
         "", description="NAME:SHA256 or NAME:SHA256:SCOPE+SCOPE, separated by commas; no keys at all: loopback only"

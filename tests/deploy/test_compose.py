@@ -100,7 +100,7 @@ def test_redis_is_on_an_internal_network_alone() -> None:
 def test_networks_and_volumes_exist(name: str) -> None:
     assert set(SERVICES[name]["networks"]) <= COMPOSE["networks"].keys()
     for volume in SERVICES[name].get("volumes", []):
-        source, _, target = volume.partition(":")
+        source, _, target = interpolate(volume, {}).partition(":")
         if source.startswith("."):
             assert (ROOT / source).is_dir()
             assert target.endswith(":ro")

@@ -160,6 +160,7 @@ class TestConfigCheck:
             ("image_hosts", "http://x", "ERASE_IMAGE_HOSTS"),
             ("model", "/no/such/folder", "ERASE_MODEL"),
             ("model", "someone/model", "ERASE_MODEL_REVISION"),
+            ("failpoints", "nowhere=kill", "ERASE_FAILPOINTS"),
         ],
     )
     def test_what_cannot_start_is_named(
