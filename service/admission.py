@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError
 from starlette.datastructures import Headers
 
 from service.auth import Caller
+from service.limits import announced_size, body_too_large
 from service.problems import (
     OpenJobsLimitError,
     QueueFullError,
@@ -79,13 +80,15 @@ class Admission:
     async def question(self, caller: Caller, headers: Headers, record: str) -> Place:
         """Admit a question with this idempotency record (or none), before its body is read.
 
-        Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError` or `StorageFullError`, and `RedisError`.
+        Raises `RateLimitError`, `OpenJobsLimitError`, `QueueFullError`, `TooLargeError` or `StorageFullError`, and
+        `RedisError`.
         """
         await self._check_rate(caller)
         if await self._is_known_or_fits(caller, record):
             return Place(self._held)
-        length = headers.get("content-length", "")
-        size = int(length) if length.isdigit() else 0
+        size = announced_size(headers)
+        if size > self._settings.max_body_bytes:
+            raise body_too_large(self._settings.max_body_bytes)
         try:
             await self._memory.check(size + self._coming.size(), self._settings.redis_headroom)
         except StorageFullError:

@@ -84,7 +84,7 @@ async def read_question(request: Request, settings: Settings, place: Place) -> A
     kind = media_type(request)
     async with upload_time():
         if kind == "application/json":
-            return await asyncio.to_thread(parse_json, await read_body(request, place))
+            return await asyncio.to_thread(parse_json, await read_body(request, place), settings)
         if kind == "multipart/form-data":
             return await _read_form(request, settings, place)
     raise UnsupportedMediaTypeError("Send multipart/form-data or application/json.")

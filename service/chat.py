@@ -97,7 +97,7 @@ async def _submit(
     runtime: Runtime, request: Request, caller: Caller, delivery: Delivery, place: Place
 ) -> tuple[Submission, Wanted]:
     """In a function of its own, so that nothing holds the images while the request waits."""
-    wanted, question = await asyncio.to_thread(parse_chat, await _read_json(request, place))
+    wanted, question = await asyncio.to_thread(parse_chat, await _read_json(request, place), runtime.settings)
     _check_model(wanted.model, await runtime.workers.alive())
     return await submit(runtime, request, caller, delivery, question, place), wanted
 

@@ -6,12 +6,15 @@ A field whose value asks for something that is not built is refused; the value t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from service.intake import Ask, RemoteImage, image_at, parse_as, usable_text
 from worker.contract import Frozen, GenerationOptions, Message, Priority, PruningOptions
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 MOST_MESSAGES = MOST_PARTS = 256
 
@@ -48,7 +51,8 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[tuple[Part, ...], Field(max_length=MOST_PARTS), Tag("parts")],
+    Annotated[str, Tag("text")]
+    | Annotated[tuple[Part, ...], Field(max_length=MOST_PARTS, fail_fast=True), Tag("parts")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "parts"),
 ]
 
@@ -94,13 +98,13 @@ class ChatRequest(Frozen):
     """The JSON body of `POST /v1/chat/completions`; `pruning`, `priority` and `timeout_s` are extensions of ours."""
 
     model: Annotated[str, Field(description="one of `GET /v1/models`")]
-    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int | None, Field(ge=1, le=4096)] = None
     max_tokens: Annotated[int | None, Field(ge=1, le=4096, description="the older name")] = None
     temperature: Annotated[float | None, Field(ge=0, le=2, description="default 0, greedy")] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
-    stop: Text | Annotated[tuple[Text, ...], Field(max_length=4)] | None = None
+    stop: Text | Annotated[tuple[Text, ...], Field(max_length=4, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     pruning: PruningOptions | None = None
@@ -155,9 +159,9 @@ class Wanted:
     usage: bool
 
 
-def parse_chat(body: bytes) -> tuple[Wanted, Ask]:
+def parse_chat(body: bytes, settings: Settings) -> tuple[Wanted, Ask]:
     """Parse the body. Raises `MalformedBodyError` or `InvalidRequestError`."""
-    request = parse_as(ChatRequest, body)
+    request = parse_as(ChatRequest, body, settings)
     return Wanted(request.model, bool(request.stream), request.include_usage), _question(request)
 
 

@@ -40,12 +40,14 @@ class NotDurableError(UnavailableError):
         self.reason = reason
 
 
-def judge(version: str, config: dict[str, str], last_write: str = "ok") -> Confirmation:
-    """Decide from Redis' version, configuration, and how its last write to the append-only file went.
+def judge(version: str, config: dict[str, str], last_write: str = "ok", role: str = "master") -> Confirmation:
+    """Decide from Redis' version, configuration, how its last write to the append-only file went, and its role.
 
     Raises:
         NotDurableError: it may lose accepted jobs.
     """
+    if role != "master":
+        raise NotDurableError(f"Redis is a {role}, which takes no writes: ERASE_REDIS_URL must lead to the primary.")
     policy = config.get("maxmemory-policy", "unknown")
     if policy != "noeviction":
         raise NotDurableError(f"Redis may evict accepted jobs: maxmemory-policy is {policy}, set noeviction.")
@@ -94,6 +96,8 @@ class Durability:
         except NotDurableError as error:
             self._known = None
             logger.error("%s", error.reason)
+            # After a failover another one may have the name; idle connections would stay with this one for ever.
+            await self._client.connection_pool.disconnect(inuse_connections=False)
             raise
 
     async def _ask(self) -> Confirmation:
@@ -102,6 +106,7 @@ class Durability:
             return Confirmation.NONE
         server = await self._client.info("server")
         persistence = await self._client.info("persistence")
+        replication = await self._client.info("replication")
         try:
             config = await self._client.config_get("appendonly", "appendfsync", "maxmemory-policy")
         except ResponseError:
@@ -112,6 +117,7 @@ class Durability:
             _text(server["redis_version"]),
             {_text(name): _text(value) for name, value in config.items()},
             _text(persistence.get("aof_last_write_status", "ok")),
+            _text(replication.get("role", "master")),
         )
 
 

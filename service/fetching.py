@@ -13,7 +13,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -124,13 +124,15 @@ def is_allowed(address: Address, networks: Sequence[Network]) -> bool:
 
 
 class _Room:
-    """Bytes that the fetched images of one request may have together."""
+    """Bytes that the fetched images of one request may have together; `take` counts those of the whole process."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, take: Callable[[int], None]) -> None:
         self._most = self._left = most
+        self._take = take
 
     def take(self, size: int) -> None:
-        """Raises `TooLargeError` when there is no room for so many more."""
+        """Raises `TooLargeError`, or what `take` raises, when there is no room for so many more."""
+        self._take(size)
         self._left -= size
         if self._left < 0:
             raise TooLargeError(f"The images at the given URLs have more than {self._most} bytes together.")
@@ -155,14 +157,14 @@ class ImageFetcher:
         if self._resolvers is not None:
             self._resolvers.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, ask: Ask) -> Ask:
-        """The question with all images as bytes; it still knows the URLs.
+    async def fetch(self, ask: Ask, take: Callable[[int], None]) -> Ask:
+        """The question with all images as bytes; it still knows the URLs. `take` is told how many came.
 
         Raises:
             InvalidRequestError: URLs are not fetched here, or there are too many images.
             UnreachableImageError: a URL is not allowed, or no image came from it in time.
             TooLargeError: it is larger than an image may be, or all are together larger than a body may be.
-            UnavailableError: too many requests are fetching images.
+            UnavailableError: too many requests are fetching images, or `take` says so.
         """
         if not ask.remote:
             return ask
@@ -175,12 +177,12 @@ class ImageFetcher:
         except TimeoutError:
             raise UnavailableError("Too many requests are fetching images.") from None
         try:
-            return await self._fetch_all(ask)
+            return await self._fetch_all(ask, take)
         finally:
             self._places.release()
 
-    async def _fetch_all(self, ask: Ask) -> Ask:
-        room = _Room(self._settings.max_body_bytes)
+    async def _fetch_all(self, ask: Ask, take: Callable[[int], None]) -> Ask:
+        room = _Room(self._settings.max_body_bytes, take)
         try:
             async with asyncio.timeout(self._settings.image_fetch_s), asyncio.TaskGroup() as group:
                 tasks = [

@@ -13,6 +13,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from service.image_parts import too_many_parts
 from service.problems import InvalidImageError, ServiceError, TooLargeError, UnsupportedImageFormatError
 from worker.contract import ImageReference
 
@@ -68,6 +69,8 @@ def read_header(data: bytes, limits: ImageLimits, name: str = "image") -> Header
     announced = sniff(data)
     if announced is None:
         raise UnsupportedImageFormatError(f"{name} is not a JPEG, PNG or WebP file.")
+    if too_many_parts(data):
+        raise InvalidImageError(f"{name} is made of more parts than a picture has.")
     if announced == "WEBP":
         # Pillow allocates the whole canvas when it opens a WebP file, so look at the size first.
         _check(_webp_header(data, name), limits, name)

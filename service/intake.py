@@ -44,6 +44,8 @@ Model = TypeVar("Model", bound=BaseModel)
 _NOT_YET = ImageReference(sha256="0" * 64, format="PNG", width=1, height=1, bytes=1)
 """Stands for an image that is still to be fetched: nothing is stored under its name."""
 REPEATABLE = ("stop", "include")
+_SPARE_COMMAS = 4_096
+"""In a JSON body beside those of its texts."""
 
 
 def usable_text(value: str, what: str) -> str:
@@ -99,7 +101,7 @@ class ImageInput(Frozen):
 class AskRequest(AskOptions):
     """The JSON body of `POST /v1/ask`."""
 
-    images: tuple[ImageInput, ...] = ()
+    images: Annotated[tuple[ImageInput, ...], Field(fail_fast=True)] = ()
 
 
 @dataclass(frozen=True)
@@ -177,14 +179,17 @@ class Prepared:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def parse_json(body: bytes) -> Ask:
+def parse_json(body: bytes, settings: Settings) -> Ask:
     """Parse a JSON body. Raises `MalformedBodyError` or `InvalidRequestError`."""
-    request = parse_as(AskRequest, body)
+    request = parse_as(AskRequest, body, settings)
     return Ask.of(request, [_image(image, f"images.{index}") for index, image in enumerate(request.images)])
 
 
-def parse_as(model: type[Model], body: bytes) -> Model:
+def parse_as(model: type[Model], body: bytes, settings: Settings) -> Model:
     """Read a JSON body as this model. Raises `MalformedBodyError` or `InvalidRequestError`."""
+    # Every value that is wrong becomes an error of some kilobytes. Commas part the values, and base64 has none.
+    if body.count(b",") > settings.max_prompt_chars + _SPARE_COMMAS:
+        raise InvalidRequestError("the body: more values than a question has")
     try:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:

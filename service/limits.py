@@ -12,6 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.problems import TooLargeError
 
 
+def announced_size(headers: Headers) -> int:
+    """Bytes of the body that the request's head announces, 0 if it does not."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdigit() else 0
+
+
+def body_too_large(most: int) -> TooLargeError:
+    """For a body of more than `most` bytes."""
+    return TooLargeError(f"The request body is larger than {most} bytes.")
+
+
 class BodyLimit:
     """Raises `TooLargeError` where the application reads the body: at once if the announced size is over the limit."""
 
@@ -23,21 +34,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        too_large = announced.isdigit() and int(announced) > self.max_bytes
+        too_large = announced_size(Headers(scope=scope)) > self.max_bytes
         received = 0
 
         async def limited() -> Message:
             nonlocal received
             if too_large:
-                raise self._error()
+                raise body_too_large(self.max_bytes)
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise self._error()
+                raise body_too_large(self.max_bytes)
             return message
 
         await self.app(scope, limited, send)
-
-    def _error(self) -> TooLargeError:
-        return TooLargeError(f"The request body is larger than {self.max_bytes} bytes.")

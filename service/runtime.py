@@ -20,6 +20,7 @@ from service.durability import Durability
 from service.fetching import ImageFetcher
 from service.metrics import ServiceMetrics
 from service.nudge import Nudge
+from service.overdue import end_overdue_jobs
 from service.problems import UnavailableError
 from service.replies import BLOCK_MS, Replies
 from service.workers import Workers
@@ -106,7 +107,12 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: Ima
         failpoints=failpoints,
         workers=Workers(client),
     )
-    loops = [asyncio.create_task(runtime.replies.read()), asyncio.create_task(runtime.replies.recheck())]
+    work = (
+        runtime.replies.read(),
+        runtime.replies.recheck(),
+        end_overdue_jobs(client, runtime.workers, service_id),
+    )
+    loops = [asyncio.create_task(one) for one in work]
     try:
         await runtime.durability.ensure()
     except UnavailableError as error:

@@ -67,7 +67,7 @@ async def submit(
         accepted = await attach_job(runtime, job)
     if accepted is None:
         if ask.remote:
-            fetched = await runtime.fetcher.fetch(ask)
+            fetched = await runtime.fetcher.fetch(ask, place.take)
             prepared = await asyncio.to_thread(prepare, fetched, runtime.settings, workers)
             job = replace(job, request=prepared.request)
         place.leave()

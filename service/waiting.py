@@ -23,6 +23,8 @@ T = TypeVar("T")
 GRACE_S = 10.0
 """How long past a job's deadline an unreachable Redis is given to come back with its outcome."""
 _SOON_S = 0.05
+_LATE_S = 1.0
+"""Between two looks after the deadline, which take ever longer."""
 _REDIS_PAUSE_S = 0.25
 _AGAIN_S = 1.0
 
@@ -72,9 +74,11 @@ class Watch:
     async def events(self, idle_s: float | None = None) -> AsyncIterator[Event | None]:
         """Events up to the final one; None after `idle_s` seconds without any.
 
-        Raises `JobLostError` if Redis lost the job, `UnavailableError` if it stays unreachable past the deadline.
+        Raises `JobLostError` if Redis lost the job, `UnavailableError` if it stays unreachable past the deadline, or
+        its clock was set back, so that it still waits for it.
         """
         waiter = self._waiter
+        soon = _SOON_S
         while True:
             waiter.changed.clear()
             try:
@@ -92,7 +96,12 @@ class Watch:
                 yield event
                 if self._finished:
                     return
-            pause = max(self._deadline - time.monotonic(), _SOON_S)
+            left = self._deadline - time.monotonic()
+            if left < -GRACE_S:
+                raise UnavailableError("The deadline has passed, and the job has not ended.")
+            if left < soon:
+                soon = min(2 * soon, _LATE_S)
+            pause = max(left, soon)
             try:
                 async with asyncio.timeout(pause if idle_s is None else min(pause, idle_s)):
                     await waiter.changed.wait()

@@ -93,8 +93,3 @@ def consume(app: Celery, settings: Settings, name: str, log_level: str) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
-
-
-def wake(app: Celery, job_id: str, queue: str) -> None:
-    """Send a wake-up for a job."""
-    app.send_task(queue_task(queue), args=[job_id], queue=queue)

@@ -37,7 +37,7 @@ from worker.errors import (
 from worker.failpoints import Failpoints
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
-from worker.ledger import Job, execute
+from worker.ledger import EXPIRED, Job, execute
 from worker.logs import about
 from worker.metrics import WorkerMetrics
 from worker.policies import PolicyBook
@@ -45,6 +45,7 @@ from worker.preparing import prepare_sequence
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+_CLOCKS_APART_S = 5.0
 
 
 @dataclass(eq=False)
@@ -121,10 +122,25 @@ class JobRunner:
             if attempt.handle is not None:
                 attempt.handle.cancel()
 
+    def give_back(self, within_s: float) -> None:
+        """Drain, and wait until all jobs have ended but those past their deadline, whose threads hang."""
+        self.drain()
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            with self._lock:
+                if all(attempt.deadline < time.monotonic() for attempt in self._attempts):
+                    return
+            time.sleep(0.05)
+
     @property
     def stalled(self) -> bool:
-        """Whether the engine makes no progress: then leases are not renewed, and no more jobs are taken."""
-        return self._engine.stalled_for > self._settings.stall_s
+        """Whether the engine has died or makes no progress: then leases are not renewed, and no more jobs are taken."""
+        return not self._engine.alive or self._engine.stalled_for > self._settings.stall_s
+
+    @property
+    def draining(self) -> bool:
+        """Whether jobs are given back."""
+        return self._draining.is_set()
 
     @property
     def overdue(self) -> float:
@@ -201,9 +217,14 @@ class JobRunner:
         return "succeeded" if outcome.answer is not None else "failed"
 
     def _expire(self, job: Job) -> str:
-        # Redis' clock decides; ours may be a few milliseconds ahead.
+        # Redis' clock decides; ours may be a few milliseconds ahead. By more only if Redis' was set back.
+        given_up, pause = time.monotonic() + _CLOCKS_APART_S, 0.01
         while (state := execute(self._client, ledger.expire(job.id))) == JobState.RUNNING:
-            time.sleep(0.01)
+            if time.monotonic() > given_up:
+                log.warning("Redis' clock was set back: the job ends by this worker's")
+                return "expired" if execute(self._client, ledger.finish(job.id, job.attempt, EXPIRED)).ok else "fenced"
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
         return "expired" if state == JobState.EXPIRED else "fenced"
 
     def _outcome(self, attempt: _Attempt) -> Outcome:
@@ -257,6 +278,8 @@ class JobRunner:
             handle = self._engine.submit(sequence)
         except ContextLengthError as error:
             raise TooLongError(str(error)) from None
+        except EngineStoppedError:
+            raise GiveBackError from None  # it never ran, so the try does not count
         attempt.handle = handle
         self._failpoints.reach("after_submit")
         if attempt.lost.is_set() or self._draining.is_set():

@@ -387,10 +387,14 @@ def expire(job_id: str) -> Transition[JobState | None]:
 
 @dataclass(frozen=True)
 class Swept:
-    """Reply of `sweep`: `action` is none, ended or wake; `subject` the final state or the queue to wake."""
+    """Reply of `sweep`: `action` is none, ended or wake; `subject` the final state or the queue to wake.
+
+    `first`: the job has been worked on before, so its wake-up goes to the head of the queue.
+    """
 
     action: str
     subject: str = ""
+    first: bool = False
 
 
 def sweep(job_id: str, wake_after_ms: int, max_attempts: int, due_by_ms: float = math.inf) -> Transition[Swept]:
@@ -400,7 +404,8 @@ def sweep(job_id: str, wake_after_ms: int, max_attempts: int, due_by_ms: float =
     """
 
     def parse(reply: list[Any]) -> Swept:
-        return Swept(_text(reply[0]), _text(reply[1]) if len(reply) > 1 else "")
+        action, subject, place = [*map(_text, reply), "", ""][:3]
+        return Swept(action, subject, place == "first")
 
     return Transition("sweep", (job_id, wake_after_ms, max_attempts, _json(EXPIRED), _json(DEAD), due_by_ms), parse)
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 import redis
@@ -26,7 +27,7 @@ from erase.engine.threads import use_threads
 from erase.methods import method_for
 from erase.models.loading import load_model
 from erase.models.prompt import prepare_images, prepare_prompt
-from worker.app import make_app, wake
+from worker.app import make_app
 from worker.contract import CONTRACT_VERSION, WORKERS_KEY, JobRequest, WorkerInfo
 from worker.emitter import Emitter
 from worker.errors import GiveBackError
@@ -38,6 +39,7 @@ from worker.policies import method_of, policy_book
 from worker.settings import Settings
 from worker.slots import SlotCycle
 from worker.sweeper import Sweeper, redis_now_ms
+from worker.wakeups import send_wakeup
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
@@ -149,11 +151,11 @@ class WorkerRuntime:
 
         self._reach = failpoints.reach
         self._keeper = LeaseKeeper(self._client, settings.lease_s, self._stalled, failpoints.reach)
-        SlotCycle.paused = self._stalled
+        SlotCycle.paused = lambda: self.runner.stalled or self.runner.draining
         self._emitter = Emitter(self._client, failpoints.reach)
         self._sweeper = Sweeper(
             self._client,
-            lambda job_id, queue: wake(self.app, job_id, queue),
+            partial(send_wakeup, self._client),
             name=self.name,
             every_s=settings.sweep_every_s,
             wake_after_s=settings.wake_after_s,
@@ -258,6 +260,9 @@ class WorkerRuntime:
             hung = hung + 1 if self._hangs else 0
             if hung == _LOOKS:
                 log.critical("the engine or a job has hung: this worker ends so that its supervisor starts a new one")
+                if not self.runner.stalled:
+                    # One job that takes for ever must not cost the others a try.
+                    self.runner.give_back(self.settings.lease_s)
                 os._exit(HUNG)  # nothing that waits for that thread would ever return
             self._reach("before_heartbeat")
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,17 +17,24 @@ from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, WORKERS_KEY
 from worker.failpoints import nowhere
 
 log = logging.getLogger(__name__)
-JOBS_PER_SWEEP = 200
+JOBS_AT_ONCE = 200
 FORGET_WORKER_AFTER_MS = 600_000
+_LOCK = 0.9
+"""Share of the time between two sweeps for which a worker keeps the others from sweeping."""
+_SHARE = 0.8
+"""Share of it after which a sweep takes no more jobs."""
 
 
 class Sweeper:
-    """Runs in every worker; a short lock lets one of them sweep at a time."""
+    """Runs in every worker; a short lock lets one of them sweep at a time.
+
+    `wake(job_id, queue, first)` sends a wake-up, to the head of the queue if `first`.
+    """
 
     def __init__(
         self,
         client: redis.Redis,
-        wake: Callable[[str, str], None],
+        wake: Callable[[str, str, bool], None],
         *,
         name: str,
         every_s: float,
@@ -56,7 +64,7 @@ class Sweeper:
     def _loop(self) -> None:
         while not self._stop.wait(self._every):
             try:
-                if self._client.set(SWEEPER_LOCK_KEY, self._name, nx=True, px=max(1, int(self._every * 900))):
+                if self._client.set(SWEEPER_LOCK_KEY, self._name, nx=True, px=max(1, int(self._every * 1000 * _LOCK))):
                     self.sweep()
             except RedisError as error:
                 log.warning("cannot sweep: %s", error)
@@ -64,29 +72,37 @@ class Sweeper:
                 log.exception("the sweep failed")
 
     def sweep(self) -> int:
-        """Check every job that is due; returns how many wake-ups were sent."""
+        """Check the jobs that are due, as many as the time of the lock allows; returns how many wake-ups were sent."""
         now_ms = redis_now_ms(self._client)
         self._reach("before_sweep")
-        due = cast("list[Any]", self._client.zrangebyscore(OPEN_KEY, "-inf", now_ms, start=0, num=JOBS_PER_SWEEP))
-        woken = 0
-        for raw in due:
-            job_id = raw.decode()
-            try:
-                swept = ledger.execute(
-                    self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts, now_ms)
-                )
-            except ResponseError:
-                log.exception("job %s cannot be checked; the sweep goes on", job_id)
-                continue
-            if swept.action == "wake":
-                self._reach("before_wake")
-                self._wake(job_id, swept.subject)
-                woken += 1
-                log.info("job %s was without a worker: woken again", job_id)
-            elif swept.action == "ended":
-                log.warning("job %s ended as %s", job_id, swept.subject)
+        until = time.monotonic() + self._every * _SHARE
+        woken = unreadable = 0
+        while True:
+            # What was checked is due later, so only those that cannot be read stay in front.
+            page = self._client.zrangebyscore(OPEN_KEY, "-inf", now_ms, start=unreadable, num=JOBS_AT_ONCE)
+            due = [raw.decode() for raw in cast("list[Any]", page)]
+            for job_id in due:
+                try:
+                    woken += self._check(job_id, now_ms)
+                except ResponseError:
+                    log.exception("job %s cannot be checked; the sweep goes on", job_id)
+                    unreadable += 1
+            if len(due) < JOBS_AT_ONCE or time.monotonic() > until or self._stop.is_set():
+                break
         self._forget_dead_workers(now_ms)
         return woken
+
+    def _check(self, job_id: str, now_ms: int) -> bool:
+        """Do what is due for a job; whether a worker was woken."""
+        swept = ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts, now_ms))
+        if swept.action == "ended":
+            log.warning("job %s ended as %s", job_id, swept.subject)
+        if swept.action != "wake":
+            return False
+        self._reach("before_wake")
+        self._wake(job_id, swept.subject, swept.first)
+        log.info("job %s was without a worker: woken again", job_id)
+        return True
 
     def _forget_dead_workers(self, now_ms: int) -> None:
         workers = cast("dict[bytes, bytes]", self._client.hgetall(WORKERS_KEY))

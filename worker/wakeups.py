@@ -1,7 +1,8 @@
 """A wake-up as Celery reads it: a task message, protocol 2, in the envelope of kombu's Redis transport.
 
 `accept` pushes it in the same step in which the job comes into being. Through Celery's own producer each request
-would pay a thread and a second round trip for it, and a crash between the two would cost the job a rescue.
+would pay a thread and a second round trip for it, and a crash between the two would cost the job a rescue. The sweeper
+sends it again, for jobs that have been worked on to the head of the queue, which Celery's producer cannot do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ import base64
 import json
 import uuid
 
+import redis
+
 from worker.contract import queue_task
+
+
+def send_wakeup(client: redis.Redis, job_id: str, queue: str, first: bool) -> None:
+    """Put a wake-up for a job into a queue; `first`: to be fetched next. Raises `RedisError`."""
+    push = client.rpush if first else client.lpush
+    push(queue, wakeup_message(job_id, queue))
 
 
 def wakeup_message(job_id: str, queue: str) -> str:

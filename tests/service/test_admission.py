@@ -173,6 +173,21 @@ def test_uploads_leave_redis_its_headroom(service: Service, redis_client: redis.
         redis_client.config_set("maxmemory", 0)
 
 
+def test_a_body_that_no_limit_allows_is_too_large_however_full_redis_is(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    memory: Any = redis_client.info("memory")
+    redis_client.config_set("maxmemory", memory["used_memory"] + 5 * 2**20)
+    url = service.http.base_url
+    try:
+        with socket.create_connection((url.host, url.port or 80), timeout=5) as client:
+            head = "POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: {3 * 2**30}\r\n\r\n".encode())
+            assert client.recv(64).startswith(b"HTTP/1.1 413")
+    finally:
+        redis_client.config_set("maxmemory", 0)
+
+
 def test_a_redis_that_is_full_all_the_same_refuses(
     service: Service, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

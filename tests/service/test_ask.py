@@ -10,8 +10,9 @@ import httpx
 import pytest
 import redis
 
+from service import overdue, waiting
 from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
-from worker.contract import JobState, Priority, image_key, job_key, problem, queue_name, watchers_key
+from worker.contract import OPEN_KEY, JobState, Priority, image_key, job_key, problem, queue_name, watchers_key
 
 
 def events_of(response: httpx.Response) -> list[tuple[str, int, Any]]:
@@ -220,6 +221,27 @@ class TestLater:
         url = f"/v1/jobs/{job_id}"
         report = until(lambda: (found := service.http.get(url).json())["state"] != "accepted" and found, "the end")
         assert (report["state"], report["problem"]["status"]) == ("expired", 504)
+
+    def test_overdue_jobs_that_nobody_asks_for_end_while_no_worker_is_alive(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(overdue, "EVERY_S", 0.1)
+        late, early = (
+            service.ask(headers={"Prefer": "respond-async"}, timeout_s=seconds).json()["id"] for seconds in (60, 0.1)
+        )
+        worker.client.zadd(OPEN_KEY, {late: 1, "job_unknown": 2})
+        until(lambda: worker.state(early) is JobState.EXPIRED, "the end", timeout_s=20)
+        assert worker.state(late) is JobState.ACCEPTED
+
+    def test_who_waits_is_told_even_if_the_clock_of_redis_was_set_back(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiting, "GRACE_S", 0.3)
+        asked = service.later(service.ask, timeout_s=0.5)
+        job = worker.take()
+        worker.client.hincrby(job_key(job.id), "deadline_ms", 3_600_000)  # an hour to go, on a clock an hour behind
+        assert problem_of(asked.result(10)) == "unavailable"
+        until(lambda: worker.state(job.id) is JobState.CANCELLED, "the end of what nobody waits for")
 
     def test_delete_cancels_once_and_tells_the_state(self, service: Service, worker: FakeWorker) -> None:
         job_id = service.ask(headers={"Prefer": "respond-async"}).json()["id"]

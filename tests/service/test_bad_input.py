@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import struct
 import time
@@ -38,6 +39,26 @@ def webp_announcing(width: int, height: int) -> bytes:
     bits = (width - 1) | (height - 1) << 14
     chunk = b"VP8L" + struct.pack("<I", 10) + b"\x2f" + struct.pack("<I", bits) + bytes(5)
     return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+def many_scans(number: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again: each is work for the whole picture."""
+    file = picture(kind="JPEG", progressive=True)
+    return file[:-2] + file[file.rindex(b"\xff\xda") : -2] * number + file[-2:]
+
+
+def many_chunks(name: bytes, number: int) -> bytes:
+    """A PNG with empty chunks of this name before its pixels."""
+    file = picture()
+    chunk = struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name))
+    start = file.index(b"IDAT") - 4
+    return file[:start] + chunk * number + file[start:]
+
+
+def before_the_picture(filling: bytes) -> bytes:
+    """A JPEG with something in front of its first segment."""
+    file = picture(kind="JPEG")
+    return file[:2] + filling + file[2:]
 
 
 def animated(kind: str) -> bytes:
@@ -80,6 +101,12 @@ BAD_IMAGES = {
     "GIF": (picture(kind="GIF"), 415, "unsupported-image-format"),
     "BMP": (picture(kind="BMP"), 415, "unsupported-image-format"),
     "TIFF": (picture(kind="TIFF"), 415, "unsupported-image-format"),
+    "JPEG of 200 scans": (many_scans(200), 422, "invalid-image"),
+    "JPEG of 3000 comments": (before_the_picture(b"\xff\xfe\x00\x02" * 3000), 422, "invalid-image"),
+    "JPEG after 3000 fill bytes": (before_the_picture(b"\xff" * 3000), 422, "invalid-image"),
+    "JPEG of fill bytes only": (b"\xff\xd8" + b"\xff" * 9000, 422, "invalid-image"),
+    "PNG of 1200 private chunks": (many_chunks(b"prVt", 1200), 422, "invalid-image"),
+    "PNG of 3000 empty data chunks": (many_chunks(b"IDAT", 3000), 422, "invalid-image"),
     "animated PNG": (animated("PNG"), 422, "invalid-image"),
     "animated WebP": (animated("WEBP"), 422, "invalid-image"),
 }
@@ -155,8 +182,31 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
     "data URL without base64": ({"prompt": "?", "images": [{"url": "data:image/png,abc"}]}, "images.0.url"),
     "bad base64": ({"prompt": "?", "images": [{"data": "!!!"}]}, "images.0"),
     "base64 that is not ASCII": ({"prompt": "?", "images": [{"data": "\N{SNOWMAN}"}]}, "images.0"),
+    "more values than a question has": ({"prompt": "?", "images": [1] * 30_000}, "the body"),
     "a list": ([], "body"),
 }
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/ask", {"prompt": "?", "images": [{}] * 20_000}, "images.0"),
+        ("/v1/ask", {"prompt": "?", "stop": [1] * 20_000}, "stop.0"),
+        ("/v1/chat/completions", {"model": "m", "messages": [1] * 20_000}, "messages.0"),
+    ],
+)
+def test_of_a_list_only_the_first_wrong_item_is_named(small: Service, path: str, body: Any, field: str) -> None:
+    """Each error takes kilobytes, so that a small body would take gigabytes."""
+    response = small.http.post(path, json=body)
+    assert response.status_code in (400, 422)
+    assert field in response.text
+    more = re.search(r"\(and (\d+) more\)", response.text)
+    assert more is None or int(more[1]) == 1, "that there are too many"
+
+
+def test_a_prompt_may_be_all_commas(service: Service, worker: FakeWorker) -> None:
+    assert service.ask("," * 20_000, headers={"Prefer": "respond-async"}).status_code == 202
+    assert worker.take().request.prompt == "," * 20_000
 
 
 @pytest.mark.parametrize("name", BAD_JSON)

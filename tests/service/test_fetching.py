@@ -21,7 +21,7 @@ import trustme
 from service import fetching
 from service.fetching import AllowedHosts, ImageFetcher, is_allowed, parse_networks
 from service.intake import Ask, RemoteImage
-from service.problems import InvalidRequestError, TooLargeError, UnreachableImageError
+from service.problems import InvalidRequestError, TooLargeError, UnavailableError, UnreachableImageError
 from tests.service.conftest import FakeWorker, make_settings, picture, running_service
 from worker.contract import GenerationOptions, PruningOptions
 from worker.settings import Settings
@@ -114,14 +114,14 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
     return known
 
 
-def fetch(settings: Settings, *urls: str) -> Ask:
+def fetch(settings: Settings, *urls: str, take: Callable[[int], None] = lambda _: None) -> Ask:
     """What a question with these images becomes."""
 
     async def run() -> Ask:
         fetcher = ImageFetcher(settings)
         images = tuple(RemoteImage(url, f"images.{index}.url") for index, url in enumerate(urls))
         try:
-            return await fetcher.fetch(Ask(GenerationOptions(), PruningOptions(), images, prompt="?"))
+            return await fetcher.fetch(Ask(GenerationOptions(), PruningOptions(), images, prompt="?"), take)
         finally:
             await fetcher.close()
 
@@ -152,6 +152,19 @@ def test_images_come_from_a_named_host_in_order(web: ImageServer) -> None:
     fetched = fetch(allowing(web), f"{url}/a.png", f"{url}/b.png")
     assert fetched.images == (PICTURE, second)
     assert fetched.urls == (f"{url}/a.png", f"{url}/b.png")
+
+
+def test_the_bytes_that_come_are_told_and_may_be_too_many_for_the_process(web: ImageServer) -> None:
+    url = f"http://127.0.0.1:{web.port}/a.png"
+    taken: list[int] = []
+    fetch(allowing(web), url, url, take=taken.append)
+    assert sum(taken) == 2 * len(PICTURE)
+
+    def refuse(size: int) -> None:
+        raise UnavailableError("full")
+
+    with pytest.raises(UnavailableError, match="full"):
+        fetch(allowing(web), url, take=refuse)
 
 
 def test_the_host_is_named_to_the_server_and_resolved_once(web: ImageServer, names: dict[str, list[list[str]]]) -> None:

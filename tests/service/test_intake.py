@@ -24,7 +24,7 @@ LIMITS = ImageLimits(max_bytes=10_000, max_pixels=1_000_000, min_side=28, max_as
 
 
 def prepared(body: dict[str, Any]) -> Prepared:
-    return prepare(parse_json(json.dumps(body).encode()), Settings(), [])
+    return prepare(parse_json(json.dumps(body).encode(), Settings()), Settings(), [])
 
 
 def test_a_form_and_a_json_body_give_the_same_question() -> None:
@@ -54,7 +54,8 @@ def test_a_form_and_a_json_body_give_the_same_question() -> None:
                 "include": ["pruning_map"],
                 "images": [{"url": "data:image/png;base64," + base64.b64encode(file).decode()}],
             }
-        ).encode()
+        ).encode(),
+        Settings(),
     )
     first, second = prepare(by_form, Settings(), []), prepare(by_json, Settings(), [])
     assert first == second

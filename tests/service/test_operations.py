@@ -117,6 +117,21 @@ class TestProbes:
         else:
             assert judge(version, config) is expected
 
+    def test_a_replica_is_not_ready_and_after_a_failover_its_connections_are_not_kept(
+        self, redis_url: str, redis_client: redis.Redis
+    ) -> None:
+        with running_service(make_settings(redis_url)) as service:
+            assert service.http.get("/readyz").status_code == 200
+            pool = service.app.state.runtime.redis.connection_pool
+            redis_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            try:
+                ready = until(lambda: (found := service.http.get("/readyz")).status_code == 503 and found, "the look")
+                assert "replica" not in ready.text
+                assert not [one for one in pool._available_connections if one.is_connected]
+            finally:
+                redis_client.execute_command("REPLICAOF", "NO", "ONE")
+            assert service.http.get("/readyz").status_code == 200
+
     def test_a_server_that_could_not_write_is_not_trusted(self) -> None:
         config = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
         with pytest.raises(NotDurableError) as caught:

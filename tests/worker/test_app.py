@@ -12,11 +12,11 @@ import redis
 from celery import Celery
 
 from worker import ledger
-from worker.app import make_app, wake
+from worker.app import make_app
 from worker.contract import SERVED_CONTRACTS, JobRequest, Priority, queue_name, queue_task
 from worker.ledger import NewJob, execute
 from worker.settings import Settings
-from worker.wakeups import wakeup_message
+from worker.wakeups import send_wakeup, wakeup_message
 
 TASKS = sorted({queue_task(queue_name(Priority.BATCH, version)) for version in SERVED_CONTRACTS})
 Publish = Callable[[str, Priority], None]
@@ -33,7 +33,8 @@ def app(redis_url: str) -> Iterator[Celery]:
 def publish(request: pytest.FixtureRequest, app: Celery, redis_url: str) -> Iterator[Publish]:
     """The three ways in which a wake-up is sent."""
     if request.param == "worker":
-        yield lambda job_id, priority: wake(app, job_id, queue_name(priority))
+        with redis.Redis.from_url(redis_url) as client:
+            yield lambda job_id, priority: send_wakeup(client, job_id, queue_name(priority), first=False)
     elif request.param == "bare producer":
         with Celery("producer", broker=redis_url, set_as_current=False) as bare:
             yield lambda job_id, priority: bare.send_task(TASKS[0], args=[job_id], queue=queue_name(priority)) and None
@@ -130,7 +131,7 @@ def test_queues_declared_by_worker_and_producer_do_not_mix(
 
 def test_our_own_message_has_all_that_celerys_has(app: Celery, redis_client: redis.Redis) -> None:
     queue = queue_name(Priority.BATCH)
-    wake(app, "job_1", queue)
+    app.send_task(queue_task(queue), args=["job_1"], queue=queue)
     redis_client.lpush(queue, wakeup_message("job_1", queue))
     raw: Any = redis_client.lrange(queue, 0, -1)
     ours, theirs = (json.loads(message) for message in raw)

@@ -501,6 +501,41 @@ class TestEndsFromOutside:
             running.result(timeout=10)
         assert worker.runner.overdue == 0
 
+    def test_jobs_beside_one_whose_thread_hangs_are_given_back(
+        self, worker: Worker, endless: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        back = threading.Event()
+        worker.steps.during = slowly
+        ask(worker.client, "job_2", max_tokens=2000)
+        healthy = worker.threads.submit(worker.run, "job_2")
+        until(lambda: ledger.read_events(worker.client, "job_2"), "a token")
+        monkeypatch.setattr(preparing, "decode_image", lambda *_: back.wait(20))
+        ask(worker.client, timeout_ms=200)
+        hanging = worker.threads.submit(worker.run)
+        until(lambda: worker.runner.overdue > 0.1, "the time past the deadline")
+        worker.runner.give_back(within_s=10)
+        assert worker.runner.draining
+        assert state(worker.client, "job_2") is JobState.ACCEPTED
+        with pytest.raises(GiveBackError):
+            healthy.result(timeout=1)
+        assert not hanging.done()
+        back.set()
+        with suppress(Exception):
+            hanging.result(timeout=10)
+
+    def test_a_deadline_holds_even_where_the_clock_of_redis_was_set_back(
+        self, worker: Worker, endless: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobs, "_CLOCKS_APART_S", 0.3)
+        worker.steps.during = slowly
+        ask(worker.client, max_tokens=2000, timeout_ms=300)
+        running = worker.threads.submit(worker.run)
+        until(lambda: ledger.read_events(worker.client, "job_1"), "a token")
+        worker.client.hincrby(job_key("job_1"), "deadline_ms", 3_600_000)  # an hour to go, on a clock an hour behind
+        running.result(timeout=10)
+        assert worker.became("expired") == 1
+        assert (state(worker.client), problem_type(worker.client)) == (JobState.FAILED, "deadline")
+
     def test_a_second_run_of_a_finished_job_writes_nothing(self, worker: Worker) -> None:
         ask(worker.client)
         worker.run()
@@ -712,16 +747,36 @@ class TestSecondAttempts:
         assert answered(worker.client).answer == SAMPLE.answer
         assert Plan.model_validate_json(field(worker.client, "plan") or "").model_revision == loaded.revision
 
-    def test_a_dead_engine_abandons_its_jobs_to_another_worker(self, make_worker: Callable[..., Worker]) -> None:
+    def test_a_worker_whose_engine_has_died_takes_no_job(self, make_worker: Callable[..., Worker]) -> None:
         first, second = make_worker(), make_worker()
         first.engine.stop()
         ask(first.client)
         first.run()
-        assert first.became("abandoned") == 1
-        assert state(first.client) is JobState.RUNNING
-        assert first.keeper.held == 0
-        lose_lease(first.client)
+        assert state(first.client) is JobState.ACCEPTED
+        assert first.metric("erase_wakeups_dropped_total", reason="stalled") == 1
         second.run()
+        assert answered(second.client).answer == SAMPLE.answer
+        assert_told_once(second.client)
+
+    def test_a_job_that_a_dying_engine_refuses_is_given_back_and_loses_no_try(
+        self, make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = make_worker(), make_worker()
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            first.engine.stop()
+            return preparing.prepare_sequence(*arguments, **options)
+
+        ask(first.client)
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs, "prepare_sequence", dying)
+            with pytest.raises(GiveBackError):
+                first.run()
+        assert first.became("released") == 1
+        assert state(first.client) is JobState.ACCEPTED
+        assert first.keeper.held == 0
+        second.run()
+        assert second.metric("erase_redeliveries_total") == 0, "its first try"
         assert answered(second.client).answer == SAMPLE.answer
         assert_told_once(second.client)
 

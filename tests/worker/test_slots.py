@@ -20,8 +20,8 @@ from celery.worker import state as celery_state
 from kombu.asynchronous import Hub
 
 from tests.worker.helpers import until
-from worker.app import make_app, wake
-from worker.contract import Priority, queue_name
+from worker.app import make_app
+from worker.contract import Priority, queue_name, queue_task
 from worker.settings import Settings
 from worker.slots import SlotChannel, SlotCycle, _Rejoin, held_by_share
 
@@ -180,7 +180,8 @@ def floor(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNam
 
 def send(app: Celery, kind: str, numbers: range) -> None:
     for number in numbers:
-        wake(app, f"{kind}-{number}", queue_name(Priority(kind)))
+        queue = queue_name(Priority(kind))
+        app.send_task(queue_task(queue), args=[f"{kind}-{number}"], queue=queue)
 
 
 class TestRealWorker:

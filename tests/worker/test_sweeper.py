@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 import pytest
 import redis
@@ -14,16 +17,23 @@ from tests.worker.helpers import accept, field, lease, lose_lease, outcome, stat
 from worker import ledger
 from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, WORKERS_KEY, JobState, Priority, job_key, queue_name
 from worker.ledger import execute
-from worker.sweeper import FORGET_WORKER_AFTER_MS, JOBS_PER_SWEEP, Sweeper, redis_now_ms
+from worker.sweeper import FORGET_WORKER_AFTER_MS, JOBS_AT_ONCE, Sweeper, redis_now_ms
+from worker.wakeups import send_wakeup
 
 INTERACTIVE, BATCH = queue_name(Priority.INTERACTIVE), queue_name(Priority.BATCH)
 
 
 class Woken(list[tuple[str, str]]):
-    """Wake-ups sent: (job, queue)."""
+    """Wake-ups sent: (job, queue); `first` holds the jobs whose wake-up went to the head of the queue."""
 
-    def __call__(self, job_id: str, queue: str) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: list[str] = []
+
+    def __call__(self, job_id: str, queue: str, first: bool) -> None:
         self.append((job_id, queue))
+        if first:
+            self.first.append(job_id)
 
 
 @pytest.fixture
@@ -31,7 +41,9 @@ def woken() -> Woken:
     return Woken()
 
 
-def make(client: redis.Redis, wake: Callable[[str, str], None], name: str = "w1", every_s: float = 0.1) -> Sweeper:
+def make(
+    client: redis.Redis, wake: Callable[[str, str, bool], None], name: str = "w1", every_s: float = 0.1
+) -> Sweeper:
     return Sweeper(client, wake, name=name, every_s=every_s, wake_after_s=5, max_attempts=3)
 
 
@@ -50,6 +62,7 @@ class TestOneSweep:
         due_now(redis_client)
         assert make(redis_client, woken).sweep() == 1
         assert woken == [("job_1", queue_name(priority))]
+        assert woken.first == []
 
     def test_a_broken_record_does_not_keep_the_others_from_being_rescued(
         self, redis_client: redis.Redis, woken: Woken
@@ -81,7 +94,19 @@ class TestOneSweep:
         due_now(redis_client)
         make(redis_client, woken).sweep()
         assert woken == [("job_1", BATCH)]
+        assert woken.first == ["job_1"]
         assert lease(redis_client).attempt == 2
+
+    def test_what_was_worked_on_comes_before_what_waits(self, redis_client: redis.Redis) -> None:
+        for name in ("job_0", "job_2"):
+            accept(redis_client, name)
+            send_wakeup(redis_client, name, INTERACTIVE, first=False)
+        accept(redis_client)
+        execute(redis_client, ledger.release("job_1", lease(redis_client).attempt))
+        make(redis_client, partial(send_wakeup, redis_client)).sweep()
+        queue = cast("list[bytes]", redis_client.lrange(INTERACTIVE, 0, -1))
+        bodies = [json.loads(base64.b64decode(json.loads(message)["body"])) for message in queue]
+        assert [body[0][0] for body in bodies] == ["job_2", "job_0", "job_1"], "a worker takes the last one"
 
     def test_a_job_is_dead_after_its_last_attempt(self, redis_client: redis.Redis, woken: Woken) -> None:
         accept(redis_client)
@@ -116,14 +141,27 @@ class TestOneSweep:
         assert make(redis_client, woken).sweep() == 0
         assert redis_client.zcard(OPEN_KEY) == 0
 
-    def test_more_jobs_than_one_sweep_takes_are_all_reached(self, redis_client: redis.Redis, woken: Woken) -> None:
-        names = [f"job_{number}" for number in range(JOBS_PER_SWEEP + 30)]
+    def test_more_jobs_than_it_reads_at_once_are_reached_by_one_sweep(
+        self, redis_client: redis.Redis, woken: Woken
+    ) -> None:
+        names = [f"job_{number}" for number in range(2 * JOBS_AT_ONCE + 30)]
         for name in names:
             accept(redis_client, name)
         due_now(redis_client, *names)
-        sweeper = make(redis_client, woken)
-        assert [sweeper.sweep(), sweeper.sweep(), sweeper.sweep()] == [JOBS_PER_SWEEP, 30, 0]
+        for number in range(3):
+            redis_client.set(job_key(f"broken_{number}"), "no hash at all")
+            redis_client.zadd(OPEN_KEY, {f"broken_{number}": number})
+        sweeper = make(redis_client, woken, every_s=60)
+        assert [sweeper.sweep(), sweeper.sweep()] == [len(names), 0]
         assert sorted(job for job, _ in woken) == sorted(names)
+
+    def test_a_sweep_ends_when_its_lock_does(self, redis_client: redis.Redis, woken: Woken) -> None:
+        names = [f"job_{number}" for number in range(2 * JOBS_AT_ONCE)]
+        for name in names:
+            accept(redis_client, name)
+        due_now(redis_client, *names)
+        sweeper = make(redis_client, woken, every_s=0.0)
+        assert [sweeper.sweep() for _ in range(3)] == [JOBS_AT_ONCE, JOBS_AT_ONCE, 0]
 
     def test_a_job_in_a_growing_queue_is_woken_a_bounded_number_of_times(
         self, redis_client: redis.Redis, woken: Woken
@@ -133,8 +171,8 @@ class TestOneSweep:
         for name in names:
             accept(redis_client, name, timeout_ms=1_200_000)
 
-        def wake(job_id: str, queue: str) -> None:
-            woken(job_id, queue)
+        def wake(job_id: str, queue: str, first: bool) -> None:
+            woken(job_id, queue, first)
             redis_client.lpush(queue, job_id)
 
         sweeper = make(redis_client, wake)
@@ -163,7 +201,7 @@ class TestOneSweep:
         accept(redis_client)
         due_now(redis_client)
 
-        def refuse(job_id: str, queue: str) -> None:
+        def refuse(job_id: str, queue: str, first: bool) -> None:
             raise OSError("the broker is away")
 
         with pytest.raises(OSError, match="away"):
@@ -219,7 +257,7 @@ class TestThread:
         troubles: list[Exception] = [RuntimeError("broker"), RedisConnectionError("Redis")]
         sent: list[str] = []
 
-        def wake(job_id: str, queue: str) -> None:
+        def wake(job_id: str, queue: str, first: bool) -> None:
             if troubles:
                 raise troubles.pop()
             sent.append(job_id)
