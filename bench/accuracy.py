@@ -22,6 +22,7 @@ from bench import other_renderer
 from bench.report import REPOSITORY, BenchmarkError, positive, progress, run_main, this_machine, usable_cores
 from erase.bar import progress_bar
 from erase.errors import EraseError
+from erase.models.loading import DEMO, DEMO_FOLDER, fingerprint
 from erase.synthetic.dataset import write_dataset
 from erase.synthetic.generate import FAMILIES, VERSION
 
@@ -72,7 +73,7 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
         BenchmarkError: a process failed.
     """
     data = _drawn(table, work)
-    answers = work / "answers" / table.size
+    answers = work / "answers" / f"{table.size}-{_mark(model)}"
     command = [sys.executable, "-m", "erase", "evaluate", str(data), "--out", str(answers), "--model", model]
     command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--methods", table.methods]
     command += ["--measures", table.measures]
@@ -87,9 +88,15 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
             shutil.copy(answers / name, out / f"{table.name}{Path(name).suffix}")
 
 
+def _mark(model: str) -> str:
+    """Tells a model's answers from those of another one, or of the same one with other weights."""
+    folder = DEMO_FOLDER if model == DEMO else Path(model)
+    return fingerprint(folder) if folder.is_dir() else folder.name
+
+
 def _drawn(table: Table, work: Path) -> Path:
     """The folder of the table's images; an unfinished one is drawn anew."""
-    renderer = "matplotlib" if table.other else f"v{VERSION}"
+    renderer = f"v{VERSION}" + (f"-matplotlib-{other_renderer.VERSION}" if table.other else "")
     data = work / f"{table.images}-of-{table.size}-{renderer}"
     if not data.exists():
         drawing = data.with_name(f"{data.name}-drawing")
@@ -148,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="demo, a folder or a hub id (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path(".erase/accuracy"), help="images, answers (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/accuracy"), help="folder of the tables (%(default)s)")
+    parser.add_argument("--restart", action="store_true", help="forget the answers of an earlier run")
     parser.add_argument("--parts", type=positive, default=1 if torch.cuda.is_available() else usable_cores())
     options = parser.parse_args(arguments)
     unknown = set(options.tables.split(",")) - set(names)
@@ -158,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress(str(this_machine()))
         work = options.work.resolve()
         work.mkdir(parents=True, exist_ok=True)
+        if options.restart:
+            shutil.rmtree(work / "answers", ignore_errors=True)
         model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
         for table in TABLES:
             if table.name in options.tables.split(","):

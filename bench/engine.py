@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from bench.report import (
     counts,
     fractions,
     interval,
+    output_file,
     percentile,
     positive,
     progress,
@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-tokens", type=positive, default=16, help="length of every answer")
     parser.add_argument("--concurrency", type=counts, default="1,2,4,8", help="requests that start together; a sweep")
     parser.add_argument("--repetitions", type=positive, default=5, help="measured runs per side, after one warm-up")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything as JSON")
     return parser
 
 

@@ -37,6 +37,7 @@ from bench.report import (
     BenchmarkError,
     by_turns,
     interval,
+    output_file,
     percentile,
     positive,
     progress,
@@ -152,15 +153,18 @@ def _wait_until_ready(port: int, children: dict[str, Child], client: redis.Redis
 
 
 async def closed_load(port: int, request: bytes, concurrency: int, seconds: float) -> list[RawReply]:
-    """Replies while so many connections each ask again as soon as they are answered."""
+    """Replies that came within this time, in which so many connections each ask again as soon as they are answered."""
     until = time.perf_counter() + seconds
 
     async def one() -> list[RawReply]:
-        connection, replies = Connection(port), []
-        while time.perf_counter() < until:
-            replies.append(await connection.ask(request))
-        await connection.close()
-        return replies
+        connection = Connection(port)
+        replies: list[RawReply] = []
+        while True:
+            reply = await connection.ask(request)
+            if time.perf_counter() > until:
+                await connection.close()
+                return replies
+            replies.append(reply)
 
     return [reply for replies in await asyncio.gather(*(one() for _ in range(concurrency))) for reply in replies]
 
@@ -254,18 +258,19 @@ def measure_overload(folder: Path, seconds: float, times: float, image: bytes) -
         progress("overload: the peak")
         peak = _rate(asyncio.run(closed_load(port, request, bound // 2, seconds / 3)), seconds / 3)
         progress(f"overload: {times:g} times the peak of {peak:.0f} requests/s, for {seconds:g} s")
-        replies, late = asyncio.run(open_load(port, request, times * peak, seconds))
+        replies, unsent = asyncio.run(open_load(port, request, times * peak, seconds))
         if client.zcard(OPEN_KEY) > bound:
             raise BenchmarkError("more jobs are open than the deployment allows")
     refusals = [reply for reply in replies if reply.status in REFUSED]
     if any(not reply.retry_after for reply in refusals):
         raise BenchmarkError("a refusal did not say when to try again")
     others = Counter(str(reply.status) for reply in replies if reply.status != 200 and reply.status not in REFUSED)
-    others["not sent in time"] = late
+    others |= unsent
+    answered = [reply for reply in replies if reply.status == 200]
     return Overload(
         peak=peak,
-        offered=len(replies) / seconds,
-        goodput=sum(reply.status == 200 for reply in replies) / seconds,
+        offered=(len(replies) + unsent.total()) / seconds,
+        goodput=sum(reply.ended <= seconds for reply in answered) / seconds,
         refused=len(refusals),
         refusal_p50=percentile([reply.seconds for reply in refusals], 50),
         refusal_p99=percentile([reply.seconds for reply in refusals], 99),
@@ -273,25 +278,38 @@ def measure_overload(folder: Path, seconds: float, times: float, image: bytes) -
     )
 
 
-async def open_load(port: int, request: bytes, rate: float, seconds: float) -> tuple[list[RawReply], int]:
-    """Requests at this rate, sent whether or not earlier ones were answered; and how many the client could not send."""
+@dataclass(frozen=True)
+class TimedReply(RawReply):
+    """A reply, and when it was there: seconds since the load began."""
+
+    ended: float
+
+
+async def open_load(port: int, request: bytes, rate: float, seconds: float) -> tuple[list[TimedReply], Counter[str]]:
+    """Requests at this rate, sent whether or not earlier ones were answered; and how many have no reply, by reason."""
     idle: list[Connection] = []
-    replies: list[RawReply] = []
+    replies: list[TimedReply] = []
+    unsent: Counter[str] = Counter()
     tasks: set[asyncio.Task[None]] = set()
+    started = time.perf_counter()
 
     async def one() -> None:
         connection = idle.pop() if idle else Connection(port)
-        replies.append(await connection.ask(request))
+        try:
+            reply = await connection.ask(request)
+        except (OSError, EOFError):
+            unsent["connection failed"] += 1
+            return
+        replies.append(TimedReply(**vars(reply), ended=time.perf_counter() - started))
         idle.append(connection)
 
-    started = time.perf_counter()
-    sent = late = 0
+    sent = 0
     while (now := time.perf_counter() - started) < seconds:
         due = int(now * rate) - sent
         for _ in range(due):
             sent += 1
             if len(tasks) >= 1000:  # the client's own bound: more would measure the client
-                late += 1
+                unsent["not sent in time"] += 1
                 continue
             task = asyncio.create_task(one())
             tasks.add(task)
@@ -300,7 +318,11 @@ async def open_load(port: int, request: bytes, rate: float, seconds: float) -> t
     await asyncio.gather(*tasks)
     for connection in idle:
         await connection.close()
-    return replies, late
+    if len(replies) + unsent.total() != sent:
+        raise BenchmarkError(
+            f"of {sent} requests {len(replies)} have a reply and {unsent.total()} are known to have none"
+        )
+    return replies, unsent
 
 
 def run(options: argparse.Namespace) -> None:
@@ -363,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--waiters", type=positive, default=5000)
     parser.add_argument("--times", type=float, default=10.0, help="of the peak that the overload offers")
     parser.add_argument("--overload-seconds", type=float, default=30.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     return run_main(run, parser.parse_args(arguments), httpx.HTTPError)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +21,7 @@ from bench.report import (
     by_turns,
     counts,
     fraction,
+    output_file,
     percentile,
     positive,
     progress,
@@ -32,7 +32,7 @@ from bench.report import (
 )
 from bench.sides import lent_threads
 from erase import EraseError
-from erase.cutting import cut_prompt
+from erase.cutting import cut_before_layers, cut_prompt
 from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
 from erase.methods import method_for
 from erase.methods.base import Method
@@ -158,15 +158,21 @@ def _timed_cuts(device: torch.device) -> Iterator[list[float]]:
     """Inside, the seconds of every cut of the engine are noted."""
     seconds: list[float] = []
 
-    def timed(*arguments: Any) -> Any:
-        _synchronize(device)
-        start = time.perf_counter()
-        kept = cut_prompt(*arguments)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - start)
-        return kept
+    def timed(cut: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            _synchronize(device)
+            start = time.perf_counter()
+            kept = cut(*arguments)
+            _synchronize(device)
+            seconds.append(time.perf_counter() - start)
+            return kept
 
-    with patch("erase.engine.prefill.cut_prompt", timed):
+        return run
+
+    with (
+        patch("erase.engine.prefill.cut_prompt", timed(cut_prompt)),
+        patch("erase.engine.prefill.cut_before_layers", timed(cut_before_layers)),
+    ):
         yield seconds
 
 
@@ -218,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=counts, default="1,2,4,8", help="prompts at once, with the first size")
     parser.add_argument("--images", type=counts, default="1,2,4", help="images of one prompt, of the first size")
     parser.add_argument("--repetitions", type=positive, default=5, help="measured runs per side, after one warm-up")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything as JSON")
     return parser
 
 

@@ -30,6 +30,8 @@ from erase.records import PREFERRED
 from erase.synthetic.colours import NAMED, VIVID
 from erase.synthetic.words import CATEGORIES, LABELS, NAMES, SIGNS
 
+VERSION = 1
+"""To be raised where an image or a question of the same number becomes another one."""
 CELL = 28
 CELLS = (1000, 1300)
 """Fewest and most vision tokens of an image."""

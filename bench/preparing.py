@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from bench.report import (
     by_turns,
     fraction,
     interval,
+    output_file,
     percentile,
     positive,
     progress,
@@ -107,8 +107,10 @@ def _threads(loaded: LoadedModel, method: Method, options: argparse.Namespace) -
     stop = threading.Event()
     prepared = [0] * options.beside
 
+    images = [_page(number, options.megapixels) for number in range(options.beside)]
+
     def prepare(number: int) -> None:
-        image = _page(number, options.megapixels)
+        image = images[number]
         while not stop.is_set():
             _prepare(loaded, method, image)
             prepared[number] += 1
@@ -117,6 +119,8 @@ def _threads(loaded: LoadedModel, method: Method, options: argparse.Namespace) -
     for thread in threads:
         thread.start()
     try:
+        while not all(prepared) and any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)
         yield lambda: sum(prepared)
     finally:
         stop.set()
@@ -199,13 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model_arguments(parser)
-    parser.add_argument("--retention", type=fraction, default=0.25, help="final retention")
+    parser.add_argument("--retention", type=fraction, default=0.25, help="the policy's dial")
     parser.add_argument("--megapixels", type=above_zero, default=1.3, help="of an image before it is resized")
     parser.add_argument("--running", type=positive, default=4, help="sequences that decode together")
     parser.add_argument("--beside", type=positive, default=1, help="threads or processes that prepare images")
     parser.add_argument("--output-tokens", type=positive, default=200, help="length of every answer")
     parser.add_argument("--repetitions", type=positive, default=5, help="measured runs per side, after one warm-up")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything as JSON")
     return parser
 
 

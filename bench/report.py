@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -127,9 +128,21 @@ def write_json(path: Path | None, machine: Machine, settings: argparse.Namespace
     if path is None:
         return
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-    document = {"machine": asdict(machine), "settings": options, **results}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = _without_nan({"machine": asdict(machine), "settings": options, **results})
+    try:
+        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"cannot write {path}: {error.strerror}") from error
     progress(f"wrote {path}")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN: what could not be computed, an interval of one value, is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress(text: str) -> None:
@@ -193,8 +206,19 @@ def _number(text: str) -> float:
 
 
 def fractions(text: str) -> list[float]:
-    """For argparse: fractions separated by commas."""
-    return [fraction(part) for part in text.split(",")]
+    """For argparse: different fractions separated by commas."""
+    found = [fraction(part) for part in text.split(",")]
+    if len({f"{value:g}" for value in found}) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} names a fraction twice")
+    return found
+
+
+def output_file(text: str) -> Path:
+    """For argparse: a file in a folder that is there, so that nothing is measured for nothing."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that exists")
+    return path
 
 
 def _processor() -> str:

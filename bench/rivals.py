@@ -29,6 +29,7 @@ from bench.report import (
     counts,
     fraction,
     interval,
+    output_file,
     percentile,
     positive,
     progress,
@@ -279,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=counts, default="1,8", help="requests in flight; a sweep")
     parser.add_argument("--requests", type=positive, help="per measured run; default: 2 x concurrency")
     parser.add_argument("--repetitions", type=positive, default=3, help="measured runs per side")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything as JSON")
     return parser
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +23,7 @@ from bench.report import (
     counts,
     fraction,
     interval,
+    output_file,
     percentile,
     positive,
     progress,
@@ -80,7 +80,7 @@ async def bench(options: argparse.Namespace) -> None:
             fields = {"max_tokens": str(options.output_tokens), "timeout_s": str(options.timeout), "seed": "0"}
             asker = Asker(client, fields)
             model = await _model(client)
-            expected = await _expected(asker, questions, sides, model)
+            expected = await _expected(asker, questions, sides, model, options.vision_tokens)
             overheads = await overheads_of(asker, questions, sides, options.unloaded_requests)
             loads: dict[int, dict[str, list[Load]]] = {}
             for concurrency in options.concurrency:
@@ -116,12 +116,13 @@ async def _model(client: httpx.AsyncClient) -> str:
 
 
 async def _expected(
-    asker: Asker, questions: Sequence[Question], sides: dict[str, str], model: str
+    asker: Asker, questions: Sequence[Question], sides: dict[str, str], model: str, vision_tokens: int | None
 ) -> dict[tuple[str, Question], str]:
     """Warm up: ask everything once, alone. These answers are what every later one is held to.
 
     Raises:
-        BenchmarkError: a request fails, or the demo model, unpruned, gets one of its bundled questions wrong.
+        BenchmarkError: a request fails, the demo model, unpruned, gets one of its bundled questions wrong, or the
+            model makes another number of vision tokens of the images than was asked for.
     """
     progress(f"warming up: {len(questions)} questions, pruned and not")
     expected = {}
@@ -129,6 +130,9 @@ async def _expected(
         for side, pruning in sides.items():
             reply = await asker.ask(question, pruning, stream=False)
             expected[side, question] = reply.text
+            made = reply.required["usage"]["vision_tokens"]["input"]
+            if vision_tokens and made != vision_tokens:
+                raise BenchmarkError(f"the model makes {made} vision tokens of an image, not {vision_tokens}")
             if side == UNPRUNED and model == DEMO and question.answer not in {None, reply.text}:
                 raise BenchmarkError(
                     f"{question.prompt!r} was answered {reply.text!r}, unpruned; right is {question.answer!r}"
@@ -174,7 +178,7 @@ def _rows(concurrency: int, loads: dict[str, list[Load]]) -> list[Row]:
     for side, runs in loads.items():
         replies = [reply for run in runs for reply in run.replies]
         answered = [reply for run in runs for reply in run.answered]
-        if not answered:
+        if not all(run.answered for run in runs):
             raise BenchmarkError(f"no {side} request was answered at concurrency {concurrency}: {replies[0].problem}")
         walls = [reply.wall for reply in answered]
         firsts = [reply.first_token for reply in answered if reply.first_token is not None]
@@ -245,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
         "--vision-tokens", type=positive, help="ask about procedural pages of this size instead of the bundled samples"
     )
     parser.add_argument("--timeout", type=positive, default=120, help="deadline of a request in seconds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything as JSON")
     return parser
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from bench.pages import page
 from bench.report import (
     BenchmarkError,
     by_turns,
+    output_file,
     percentile,
     positive,
     progress,
@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cells-across", type=positive, default=48)
     parser.add_argument("--cells-down", type=positive, default=36)
     parser.add_argument("--rounds", type=positive, default=50, help="measured after a warm-up")
-    parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--json", type=output_file, help="write everything to this file")
     return parser
 
 

@@ -235,13 +235,14 @@ def _patches(image: Tensor, side: int, merge: int, frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Tried(Contestant):
-    """A variant, which may be a method that is no policy; its name and retention are its key."""
+    """A variant. One that is a method and no policy has its name and retention for a key."""
 
     retention: float = 1.0
 
     @cached_property
     def key(self) -> str:
-        return f"{self.name} {self.retention:g}"
+        own = f"{self.name} {self.retention:g}"
+        return own if isinstance(self.policy, Method) else f"{own} {super().key}"
 
 
 def run(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from erase.records import Record
 
 Asked = TypeVar("Asked")
 Outcome = TypeVar("Outcome")
-BEYOND_THE_ANSWER: dict[Metric, int] = {"exact": 8, "relaxed": 8, "anls": 64, "contains": 64}
+BEYOND_THE_ANSWER: dict[Metric, int] = {"exact": 8, "relaxed": 8, "anls": 64, "vqa": 8, "contains": 64, "words": 64}
 """Tokens that an answer may have more than the longest one accepted. Where only the same text or number is right, a
 longer one is wrong already; where it may stand in a sentence, or be near enough, a cut would change the score."""
 

@@ -98,7 +98,6 @@ def _context(prompt: PromptRows, *, attention: Attention, states: Callable[[], T
     assert cut is not None, "no cut is planned"  # noqa: S101
     return ScoreContext(
         cut=cut,
-        cut_index=len(prompt.done),
         survivors=prompt.survivors,
         preselection=prompt.preselection,
         attention=attention,

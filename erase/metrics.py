@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-Metric = Literal["exact", "relaxed", "anls", "contains"]
+Metric = Literal["exact", "relaxed", "anls", "vqa", "contains", "words"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _TOLERANCE = 0.05
 _LEAST_LIKENESS = 0.5
+_ENOUGH_PEOPLE = 3
+_PUNCTUATION = re.compile(r"(?!(?<=\d)[.,](?=\d))[^\w\s]")
+"""But for the point of a number, or the commas in it."""
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {name: str(number) for number, name in enumerate(_NUMBERS)} | {"none": "0"}
 
 
 def score(metric: Metric, answer: str, accepted: Sequence[str]) -> float:
     """From 0 to 1, the best over the accepted answers; case and white space around never count.
 
-    `exact`: the same text. `relaxed` (charts): numbers within 5%, else the same text. `anls` (documents): one minus
-    the edit distance over the longer length, 0 below 0.5. `contains` (reading text): the accepted text stands in it.
+    `exact`: the same text. `relaxed` (ChartQA): numbers within 5%, else the same text. `anls` (DocVQA): one minus the
+    edit distance over the longer length, 0 below 0.5. `vqa` (TextVQA): a third for each person who said the same, at
+    most 1, averaged over all people but one; of fewer than four answers, any. `contains` (OCRBench): the accepted text
+    stands in it, inside a word or number, too. `words`: it stands there as whole words and numbers.
     """
+    if metric == "vqa":
+        return _vqa(answer, accepted)
     given = _plain(answer)
     return max(_SCORERS[metric](given, _plain(one)) for one in accepted)
 
@@ -47,7 +57,28 @@ def _contains(given: str, accepted: str) -> float:
     return float(accepted in given)
 
 
-_SCORERS = {"exact": _exact, "relaxed": _relaxed, "anls": _anls, "contains": _contains}
+def _words(given: str, accepted: str) -> float:
+    return float(re.search(rf"(?<!\w)(?<!\d\.){re.escape(accepted)}(?!\w)(?!\.\d)", given) is not None)
+
+
+_SCORERS = {"exact": _exact, "relaxed": _relaxed, "anls": _anls, "contains": _contains, "words": _words}
+
+
+def _vqa(answer: str, people: Sequence[str]) -> float:
+    given = _as_vqa_compares(answer)
+    same = sum(_as_vqa_compares(one) == given for one in people)
+    others = len(people) - 1
+    if others < _ENOUGH_PEOPLE:
+        return float(same > 0)
+    without_one_of_them, without_another = (min(count / _ENOUGH_PEOPLE, 1.0) for count in (same - 1, same))
+    return (same * without_one_of_them + (len(people) - same) * without_another) / len(people)
+
+
+def _as_vqa_compares(text: str) -> str:
+    """Without articles and punctuation, small numbers as digits."""
+    kept = _PUNCTUATION.sub(" ", _plain(text))
+    words = (_DIGITS.get(word, word) for word in kept.split())
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def _number(text: str) -> float | None:

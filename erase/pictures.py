@@ -35,7 +35,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # 16 bits of grey: Pillow's own conversion would clip all but the darkest 256 levels to white.
-        return image.point(lambda level: level * (1 / 256)).convert("L").convert("RGB")
+        return image.convert("I").point(lambda level: level * (1 / 256)).convert("L").convert("RGB")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")

@@ -86,7 +86,7 @@ def _lines(text: str, file: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{file}, line {number}: not JSON: {error}") from error
 
 
@@ -96,6 +96,8 @@ def _list_items(text: str, file: Path) -> Iterator[tuple[int, Any]]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{file}, line {error.lineno}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: not JSON: {error}") from error
     if not isinstance(whole, list):
         raise InputError(f"{file}, line 1: expected a list of records, got {type(whole).__name__}")
     decoder = json.JSONDecoder()
@@ -164,9 +166,13 @@ class _Entry:
 
     def path(self, name: str) -> Path:
         path = self.root / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside, there = path.resolve().is_relative_to(self.root.resolve()), path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, links in a circle
+            raise self.wrong(f"there can be no image {name!r}: {error}") from error
+        if not inside:
             raise self.wrong(f"the image {name!r} lies outside the folder")
-        if not path.is_file():
+        if not there:
             raise self.wrong(f"there is no image {name!r} in the folder")
         return path
 
@@ -176,7 +182,7 @@ class _Entry:
             return (self.text(data, key),)
         if not value or not all(isinstance(text, str) and text.strip() for text in value):
             raise self.wrong(f"{key} must be text or a list of texts that are not empty, got {value!r}")
-        return tuple(value)
+        return tuple(self.valid(text, key) for text in value)
 
     def text(self, data: Mapping[str, Any], key: str) -> str:
         if key not in data:
@@ -184,7 +190,14 @@ class _Entry:
         value = data[key]
         if not isinstance(value, str) or not value.strip():
             raise self.wrong(f"{key} must be text that is not empty, got {value!r}")
-        return value
+        return self.valid(value, key)
+
+    def valid(self, text: str, key: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.wrong(f"{key} must be valid Unicode, got {text!r}") from None
+        return text
 
     def wrong(self, what: str) -> InputError:
         return InputError(f"{self.file}, line {self.line}: {what}")

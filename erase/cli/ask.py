@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = choose_policy(options, loaded)
     method = method_for(chosen.policy)
     asked = ask(loaded, method, options.images, options.question, options.max_tokens)
-    figures = pruned(loaded, method, asked.preselection)
+    figures = pruned(loaded, method, asked.preselection, asked.vision_tokens)
     flops = figures.flops(loaded.adapter, asked.prompt_tokens)
     if options.json:
         print_json({"model": loaded.name, "policy": chosen.name, **_as_json(asked, figures, flops)})

@@ -46,27 +46,25 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prints a table and maps; loads weights only for a question."""
     from erase.cli.maps import maps
-    from erase.cli.question import ask, pruned
+    from erase.cli.question import ask, images_for, pruned
     from erase.methods import method_for
-    from erase.models.prompt import prepare_images
     from erase.overlay import fates
-    from erase.pictures import open_picture
 
     loaded = load(options, weights=options.question is not None)
     chosen = choose_policy(options, loaded)
     method = method_for(chosen.policy)
     answer = None
     if options.question is None:
-        (image,) = prepare_images(loaded, [open_picture(options.image)])
+        (image,), whole = images_for(loaded, method, [options.image])
         preselection = method.preselect([image.pixels])
         entered = kept = preselection.kept
     else:
         asked = ask(loaded, method, [options.image], options.question, LONGEST_ANSWER)
-        (image,), preselection = asked.images, asked.preselection
+        (image,), preselection, whole = asked.images, asked.preselection, asked.vision_tokens
         entered, kept = asked.result.entered, asked.result.kept
         answer = asked.result.text
     (selection,) = preselection.images
-    figures = pruned(loaded, method, preselection)
+    figures = pruned(loaded, method, preselection, whole)
     fate = fates(image.tokens, entered.tolist(), kept.tolist())
     if options.overlay is not None:
         _write_overlay(options.overlay, image, fate, asked=answer is not None)
@@ -97,8 +95,10 @@ def _rows(
         "entropy": f"{low:.2f} lowest, {middle:.2f} median, {high:.2f} highest (nats)",
         "complexity": f"{selection.complexity:.2f} nats{_bin_in_words(policy, selection)}",
         "policy": name,
-        "stage 1 keeps": f"{len(selection.kept)} of {figures.tokens}",
+        "stage 1 keeps": f"{len(selection.kept)} of {image.tokens}",
     }
+    if image.tokens != figures.tokens:
+        described["vision tokens"] += f", made smaller from {figures.tokens}"
     if figures.entering != len(selection.kept):
         described["decoder gets"] = f"{figures.entering} of these"
     for number, cut in enumerate(figures.cuts, 1):

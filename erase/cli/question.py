@@ -26,6 +26,8 @@ class Asked:
     images: tuple[PreparedImage, ...]
     preselection: Preselection
     result: Result
+    vision_tokens: int
+    """Of the images as they are; `images` are smaller where the method resizes them."""
     prompt_tokens: int
     """Of the unpruned prompt."""
     prepare_s: float
@@ -42,14 +44,27 @@ def ask(loaded: LoadedModel, method: Method, paths: Sequence[Path], question: st
         EngineError: the model failed.
     """
     start = time.monotonic()
-    images = prepare_images(loaded, [open_picture(path) for path in paths], method.image_scale)
+    images, whole = images_for(loaded, method, paths)
     preselection = method.preselect([image.pixels for image in images])
     prompt = prepare_prompt(loaded, question, images)
     prepared = time.monotonic()
     with Engine(loaded, EngineLimits(max_running=1)) as engine:
         sampling = SamplingParams(max_tokens=max_tokens)
         result = engine.submit(EngineSequence("question", prompt, method, preselection, sampling)).result()
-    return Asked(images, preselection, result, len(prompt.tokens), prepared - start, time.monotonic() - start)
+    prompt_tokens = len(prompt.tokens) - preselection.tokens + whole
+    return Asked(images, preselection, result, whole, prompt_tokens, prepared - start, time.monotonic() - start)
+
+
+def images_for(loaded: LoadedModel, method: Method, paths: Sequence[Path]) -> tuple[tuple[PreparedImage, ...], int]:
+    """Images as the method wants them, and the vision tokens that they have as they are.
+
+    Raises:
+        InputError: an image cannot be used.
+    """
+    pictures = [open_picture(path) for path in paths]
+    images = prepare_images(loaded, pictures, method.image_scale)
+    whole = images if method.image_scale == 1.0 else prepare_images(loaded, pictures)
+    return images, sum(image.tokens for image in whole)
 
 
 @dataclass(frozen=True)
@@ -115,15 +130,15 @@ class Pruned:
         }
 
 
-def pruned(loaded: LoadedModel, method: Method, preselection: Preselection) -> Pruned:
-    """What a method does to a prompt with these images."""
+def pruned(loaded: LoadedModel, method: Method, preselection: Preselection, vision_tokens: int) -> Pruned:
+    """What a method does to a prompt with these images, which have so many vision tokens as they are."""
     architecture = loaded.adapter.architecture
     plan = method.plan(preselection, architecture)
     enter = entering(len(preselection.kept), plan)
     cuts = tuple(PlannedCut(cut.after_layers, cut.keep) for cut in plan if cut.after_layers)
     counts = [(cut.after_layers, cut.kept) for cut in cuts]
     return Pruned(
-        tokens=preselection.tokens,
+        tokens=vision_tokens,
         entering=enter,
         kept=cuts[-1].kept if cuts else enter,
         per_layer=tuple(vision_tokens_per_layer(enter, counts, architecture.depth)),

@@ -16,7 +16,7 @@ from erase.journal import Journal, whole_lines
 from erase.models.loading import LoadedModel
 from erase.records import Record
 
-FORMAT = 2
+FORMAT = 3
 _FILES = re.compile(r"answers(-\d+-of-\d+)?\.jsonl")
 
 

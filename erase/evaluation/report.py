@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase.evaluation.summary import Line, Retained, Summary, label
+from erase.evaluation.summary import ALL, Line, Retained, Summary, label
 from erase.policy import Measure
 
 _TITLES = {"final": "final retention", "layer_average": "layer-averaged retention"}
@@ -27,11 +27,11 @@ def write_report(folder: Path, summary: Summary, about: dict[str, Any]) -> None:
 
 def markdown(summary: Summary) -> str:
     """One table per contest, the best first."""
-    groups = [group for group in summary.unpruned if group != "all"]
+    groups = [group for group in summary.unpruned if group != ALL]
     shares = ", ".join(f"{group} {100 * summary.unpruned[group]:.1f}%" for group in groups)
     text = [
-        f"{summary.questions} questions about {summary.images} images. Unpruned: "
-        f"{100 * summary.unpruned['all']:.1f}% right{f' ({shares})' if shares else ''}.",
+        f"{summary.questions} questions about {summary.images} images. Unpruned score: "
+        f"{100 * summary.unpruned[ALL]:.1f}%{f' ({shares})' if shares else ''}.",
         "In the tables: score in % of the unpruned one on the same questions, with 95% intervals (images resampled).",
         "Stays right: the same without what is won on questions that the unpruned model gets wrong. "
         "Evidence kept: of the vision tokens in which the answer stands, % that are left at the end.",

@@ -30,7 +30,7 @@ SUITES: Mapping[str, Suite] = {
             "DocVQA_VAL": "anls",
             "InfoVQA_VAL": "anls",
             "ChartQA_TEST": "relaxed",
-            "TextVQA_VAL": "contains",
+            "TextVQA_VAL": "vqa",
             "OCRBench": "contains",
         },
         ending="Answer the question using a single word or phrase.",

@@ -68,6 +68,10 @@ class Summary:
     """By contest, as `label` names it: who is not there, and why."""
 
 
+ALL = "all"
+"""The score of all questions, beside those of groups."""
+
+
 def label(measure: Measure, target: float) -> str:
     """A contest's name."""
     return f"{measure} {target:g}"
@@ -84,11 +88,12 @@ def summarise(
     for number, record in enumerate(records):
         by_image[record.images].append(number)
     images = list(by_image.values())
-    groups = sorted({record.group for record in records if record.group})
+    group_of = [f"{ALL} (a group)" if record.group == ALL else record.group for record in records]
+    groups = sorted({group for group in group_of if group})
     plain = np.array([answers[number, NONE.key].score for number in range(len(records))])
     resampled = _resamples(images, len(records))
-    members = {group: np.array([record.group == group for record in records]) for group in groups}
-    unpruned = {"all": float(plain.mean())}
+    members = {group: np.array([own == group for own in group_of]) for group in groups}
+    unpruned = {ALL: float(plain.mean())}
     unpruned |= {group: float(plain[inside].mean()) for group, inside in members.items()}
     lines = []
     for contest in contests:

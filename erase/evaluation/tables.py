@@ -17,9 +17,12 @@ from PIL import Image
 
 from erase.errors import InputError
 from erase.metrics import Metric
+from erase.pictures import upright_rgb
 from erase.records import Record
 
 _CHOICES = "ABCDEFGH"
+_WRITTEN = 2
+"""How images are written: those that were written otherwise are not taken for these."""
 _ANSWER_BY_LETTER = "Answer with the option's letter from the given choices directly."
 
 
@@ -65,7 +68,9 @@ def _records(lines: csv.DictReader[str], file: Path, images: Path, metric: Metri
             answers = tuple(form for answer in answers for form in _forms(answer, choices))
         elif ending:
             question = f"{question}\n{ending}"
-        yield Record(index, (paths[index],), question, answers, metric, line.get("category") or "")
+        # A letter stands in nearly any sentence.
+        rule: Metric = "exact" if choices and metric in ("contains", "words") else metric
+        yield Record(index, (paths[index],), question, answers, rule, line.get("category") or "")
 
 
 def _forms(letter: str, choices: Mapping[str, str]) -> tuple[str, ...]:
@@ -76,7 +81,7 @@ def _forms(letter: str, choices: Mapping[str, str]) -> tuple[str, ...]:
 
 def _image(data: str, folder: Path, where: str) -> Path:
     """The file of an image, named by its content: equal images are one file, whatever table they come from."""
-    path = folder / f"{hashlib.sha256(data.encode()).hexdigest()[:24]}.png"
+    path = folder / f"{hashlib.sha256(data.encode()).hexdigest()[:24]}-{_WRITTEN}.png"
     if path.is_file():
         return path
     try:
@@ -85,7 +90,7 @@ def _image(data: str, folder: Path, where: str) -> Path:
     except (ValueError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{where}: the image is neither base64 nor the index of an earlier line") from error
     part = path.with_suffix(f".{os.getpid()}.part")  # several processes may read one table
-    image.convert("RGB").save(part, format="PNG")
+    upright_rgb(image).save(part, format="PNG")
     part.replace(path)
     return path
 

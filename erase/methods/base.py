@@ -149,7 +149,6 @@ class ScoreContext:
     """
 
     cut: Cut
-    cut_index: int
     survivors: Tensor
     preselection: Preselection
     attention: Attention

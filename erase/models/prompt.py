@@ -168,10 +168,15 @@ def chat_tokens(loaded: LoadedModel, turns: Sequence[Turn], image_tokens: Sequen
     """Token ids of a whole conversation, int64 [n]; each image's placeholder repeated to its number of vision tokens.
 
     Raises:
-        InputError: the model's template leaves out a text or an image.
+        InputError: the model's template leaves out a text or an image, or a text is no valid Unicode.
     """
     tokenizer = loaded.tokenizer
     contents, texts = _contents(turns)
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError("a text of the prompt is not valid Unicode") from error
     pieces = _rendered(tokenizer, turns, contents, len(texts))
     ids = _encode(tokenizer, pieces[0], special=True)
     for text, after in zip(texts, pieces[1:], strict=True):

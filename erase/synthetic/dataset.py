@@ -13,6 +13,9 @@ from erase.records import PREFERRED
 from erase.synthetic.generate import FAMILIES, METRICS, VERSION, check_source, sample
 from erase.synthetic.sample import Sample
 
+FEWEST, MOST = 36, 72 * 72
+"""Vision tokens of an image: on smaller ones nothing may fit that could be asked about, larger ones are not drawn."""
+
 
 def write_dataset(
     folder: Path,
@@ -39,8 +42,12 @@ def write_dataset(
         check_source(family, split, first)
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
-    if not 1 <= tokens[0] <= tokens[1]:
-        raise InputError(f"tokens must be two ascending numbers of at least 1, got {tokens[0]} and {tokens[1]}")
+    if len(set(families)) < len(families):
+        raise InputError(f"families must be different ones, got {', '.join(families)}")
+    if not FEWEST <= tokens[0] <= tokens[1] <= MOST:
+        raise InputError(
+            f"tokens must be two ascending numbers from {FEWEST} to {MOST}, got {tokens[0]} and {tokens[1]}"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already; expected a new or empty folder")
     (folder / "images").mkdir(parents=True)

@@ -33,9 +33,9 @@ FAMILIES: Mapping[str, Compose] = {
 METRICS: Mapping[str, Metric] = {
     "documents": "anls",
     "charts": "relaxed",
-    "scene_text": "contains",
+    "scene_text": "words",
     "infographics": "anls",
-    "ocr": "contains",
+    "ocr": "words",
     "general": "exact",
 }
 _CELL = 28  # pixels of one vision token's side in Qwen2.5-VL

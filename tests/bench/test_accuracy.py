@@ -14,6 +14,7 @@ from bench.accuracy import TABLES, Table
 from bench.other_renderer import KINDS, draw
 from bench.report import BenchmarkError, run_main
 from erase.errors import EraseError
+from erase.models.loading import fingerprint
 from erase.synthetic.generate import FAMILIES, sample
 from tests.starter import STARTER
 from tests.system.deployment import until
@@ -44,7 +45,7 @@ def test_parts_side_by_side_make_a_table_and_a_plot(tmp_path, capfd):
         assert accuracy.main([*command, "--tables", "tiny", "--parts", "2"]) == 0
         first = capfd.readouterr().out
         assert accuracy.main([*command, "--tables", "tiny", "--parts", "1"]) == 0
-    answers = tmp_path / "work" / "answers" / TINY.size
+    answers = tmp_path / "work" / "answers" / f"{TINY.size}-{fingerprint(STARTER)}"
     assert capfd.readouterr().out == first
     assert "| erase-distinct |" in first
     results = json.loads((tmp_path / "out" / "tiny.json").read_text())
@@ -53,6 +54,8 @@ def test_parts_side_by_side_make_a_table_and_a_plot(tmp_path, capfd):
     assert (tmp_path / "out" / "tiny.png").stat().st_size > 5000
     counts = [len((answers / f"answers-{number}-of-2.jsonl").read_text().splitlines()) for number in (1, 2)]
     assert min(counts) > 40
+    assert accuracy._mark("demo") != accuracy._mark(str(STARTER)) == fingerprint(STARTER)
+    assert accuracy._mark("someone/model") == "model"
     assert not (answers / "answers.jsonl").exists() or len((answers / "answers.jsonl").read_text().splitlines()) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from dataclasses import replace
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+import erase
 from bench import engine, growth, load, preparing, stack, stage1
 from bench.flops import request_flops
 from bench.models import endless_model, image_size
 from bench.pages import page
-from bench.report import BenchmarkError, interval
+from bench.report import BenchmarkError, fractions, interval, output_file, this_machine, write_json
 from bench.sides import StockSide
 from erase.engine import Sequence
 from erase.engine.attention import SdpaAttention
@@ -175,6 +177,33 @@ def test_the_time_until_the_first_token_is_shared_out_over_its_phases(tmp_path: 
         assert row["stage1"] + row["encode"] + row["prefill"] <= row["first"] * 1.05
         assert 0 <= row["stage2"] <= row["prefill"]
         assert (row["side"] == "unpruned") == (row["kept"] == row["vision_tokens"])
+
+
+def test_a_cut_before_the_first_layer_is_timed_with_the_others(tmp_path: Path) -> None:
+    erase.save_policy(erase.DistinctPolicy(0.25, late_retention=1.0), tmp_path / "early.json")
+    file = tmp_path / "growth.json"
+    settings = ["--model", str(STARTER), "--megapixels", "0.1", "--prompts", "1", "--images", "1"]
+    policy = ["--policy", str(tmp_path / "early.json"), "--retention", "0.25"]
+    assert growth.main([*settings, *policy, "--repetitions", "1", "--json", str(file)]) == 0
+    times = {row["side"]: row["stage2"] for row in json.loads(file.read_text())["rows"]}
+    looking = times.pop("unpruned")  # whether there is a cut
+    assert min(times.values()) > 2 * looking
+
+
+@pytest.mark.parametrize("text", ["0.5,0.5", "0.25,0.5,0.2500000001"])
+def test_a_retention_that_is_named_twice_is_refused_before_anything_is_measured(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="twice"):
+        fractions(text)
+
+
+def test_results_are_json_that_everything_reads_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        output_file(str(tmp_path / "no" / "such.json"))
+    file = output_file(str(tmp_path / "one.json"))
+    write_json(file, this_machine(), argparse.Namespace(json=file), {"rows": [interval([2.0])]})
+    assert json.loads(file.read_text(), parse_constant=pytest.fail)["rows"] == [
+        {"low": None, "mean": 2.0, "high": None}
+    ]
 
 
 def test_images_are_prepared_beside_the_decoding_engine_in_threads_and_in_processes(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def image(loaded):
 
 def context(keep, survivors, features, states):
     encoded = EncodedPrompt(features, lambda: torch.zeros(1, features.shape[1]))
-    return ScoreContext(Cut(0, keep, False), 0, survivors, Preselection(()), lambda: None, lambda: states, encoded)
+    return ScoreContext(Cut(0, keep, False), survivors, Preselection(()), lambda: None, lambda: states, encoded)
 
 
 def test_patches_are_those_of_the_image_processor(loaded, image):

@@ -19,6 +19,7 @@ from erase.methods.base import (
 )
 from erase.methods.baselines import METHODS
 from erase.methods.baselines.cdpruner import most_probable
+from erase.methods.baselines.holov import _varying
 from erase.methods.baselines.per_image import ImageView, others, shared_out
 from erase.methods.baselines.pooling import coarser
 from erase.methods.baselines.schedule import average, falling, layers_at
@@ -67,7 +68,6 @@ def context(
     tokens = len(scores)
     return ScoreContext(
         cut=Cut(2, keep, prune_cache=False),
-        cut_index=0,
         survivors=torch.arange(tokens),
         preselection=selection((1, tokens)),
         attention=lambda queries="question": scores,
@@ -91,7 +91,6 @@ def random_context(method, grids, seed: int = 0) -> ScoreContext:
     question = torch.randn(5, 8, generator=generator)
     return ScoreContext(
         cut=method.plan(chosen_from, SEVEN_B)[0],
-        cut_index=0,
         survivors=torch.arange(chosen_from.tokens),
         preselection=chosen_from,
         attention=lambda queries="question": pytest.fail("no text has looked yet"),
@@ -410,6 +409,13 @@ class TestHoloV:
         chosen = made("holov", 0.5).choose_in(own, 5)
         # ceil(1.8 * 10 / 5) = 4 slices: 0 1 | 2 3 4 | 5 6 | 7 8 9 with means .25, .133, .05, 0
         assert sorted(chosen.tolist()) == [0, 1, 2, 3, 6]
+
+    def test_a_tokens_likeness_to_itself_says_nothing(self):
+        # Two that are unlike each other vary as little as two that are alike.
+        assert _varying(torch.eye(2)).tolist() == [0.0, 0.0]
+        assert _varying(torch.ones(1, 2)).tolist() == [0.0]
+        three = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        assert _varying(three).tolist() == pytest.approx([0.25, 0.25, 0.0])
 
     def test_variance_lifts_a_slice_that_shows_different_things(self):
         same = torch.tensor([[1.0, 0.0]]).repeat(5, 1)

@@ -99,6 +99,22 @@ class TestAsk:
         assert 0 < flops["saved"] == round(1 - flops["pruned"] / flops["unpruned"], 4) < 1
         assert answer["times_ms"]["total"] >= answer["times_ms"]["prefill"] > 0
 
+    def test_a_method_that_makes_images_smaller_is_measured_by_what_they_were(self, starter, tmp_path):
+        erase.save_policy(erase.BaselinePolicy("downsample", 0.25), tmp_path / "smaller.json")
+        answer = as_json(starter("ask", PAGE, QUESTION, "--policy", tmp_path / "smaller.json", "--json"))
+        assert answer["vision_tokens"] == {"input": 64, "after_stage1": 16, "kept": 16, "layer_average": 16.0}
+        assert answer["retention"]["achieved"] == 0.25
+        assert answer["prefill_flops"]["saved"] > 0.5
+        for more in ((), (QUESTION,)):
+            code, out, _ = starter("inspect", PAGE, *more, "--policy", tmp_path / "smaller.json")
+            assert code == 0
+            assert "16 (4 x 4 cells of 28 pixels), made smaller from 64" in out
+
+    def test_a_question_that_is_no_text_is_told_in_a_line(self, starter):
+        code, out, err = starter("ask", PAGE, "caf\udce9 ?")
+        assert (code, out) == (1, "")
+        assert err == "erase ask: a text of the prompt is not valid Unicode\n"
+
     def test_without_pruning_everything_is_kept(self, starter):
         answer = as_json(starter("ask", PAGE, QUESTION, "--policy", "none", "--json"))
         assert answer["answer"] == "2389"

@@ -16,6 +16,7 @@ GOOD = {"image": "a.png", "question": "what is page ?", "answer": "12"}
 def folder(tmp_path):
     inside = tmp_path / "records"
     (inside / "more").mkdir(parents=True)
+    (inside / "circle").symlink_to("circle")
     for place in (inside / "a.png", inside / "more" / "b.png", tmp_path / "outside.png"):
         Image.new("RGB", (28, 28)).save(place)
     return inside
@@ -79,6 +80,11 @@ def test_answers_are_compared_without_case_and_surrounding_space():
         ({"images": [], "question": "?", "answer": "1"}, "images must be text or a list of texts"),
         (GOOD | {"image": "b.png"}, "no image 'b.png' in the folder"),
         (GOOD | {"image": "more"}, "no image 'more' in the folder"),
+        (GOOD | {"image": "a\0.png"}, "there can be no image"),
+        (GOOD | {"image": "a" * 5000}, "there can be no image"),
+        (GOOD | {"image": "circle"}, "there can be no image"),
+        (GOOD | {"question": "\ud800"}, "question must be valid Unicode"),
+        (GOOD | {"answer": ["1", "\udc00"]}, "answer must be valid Unicode"),
         (GOOD | {"image": "../outside.png"}, "'../outside.png' lies outside the folder"),
         (GOOD | {"image": "/etc/passwd"}, "lies outside the folder"),
         ({"image": "a.png", "answer": "1"}, "the key 'question' is missing"),
@@ -120,6 +126,8 @@ def test_a_link_out_of_the_folder_is_outside(folder):
         ({"list.json": "[]"}, "holds no records"),
         ({"records.jsonl": '{"image":\n'}, r"records\.jsonl, line 1: not JSON"),
         ({"list.json": '[\n{"image": }]'}, r"list\.json, line 2: not JSON"),
+        ({"records.jsonl": "[" * 200_000}, r"records\.jsonl, line 1: not JSON"),
+        ({"list.json": "[" * 200_000}, r"list\.json: not JSON"),
         ({"list.json": "{}"}, r"list\.json, line 1: expected a list of records, got dict"),
         ({"a.jsonl": "", "b.jsonl": ""}, r"several record files \(a.jsonl, b.jsonl\); name the right one"),
         ({"a.json": "[]", "b.json": "[]"}, "several record files"),

@@ -238,6 +238,10 @@ class TestDataset:
         assert turn["kind"] == question.kind
         assert turn["evidence"] == [_rounded(box) for box in question.evidence]
 
+    def test_the_smallest_images_all_have_questions(self, tmp_path):
+        list(write_dataset(tmp_path / "set", "test", 8, tokens=(36, 36)))
+        assert len(load_records(tmp_path / "set")) >= 6 * 8
+
     def test_a_folder_with_something_in_it_is_left_alone(self, tmp_path):
         (tmp_path / "mine.txt").write_text("precious")
         with pytest.raises(InputError, match="exists already"):
@@ -256,6 +260,9 @@ class TestDataset:
         ("arguments", "message"),
         [
             (["--split", "dev"], "no split 'dev'"),
+            (["--families", "ocr,ocr"], "different ones"),
+            (["--tokens", "4", "9"], "from 36 to 5184"),
+            (["--tokens", "6000", "8000"], "from 36 to 5184"),
             (["--families", "ocr,letters"], "no family 'letters'"),
             (["--images", "0"], "images must be at least 1"),
             (["--tokens", "90", "64"], "two ascending numbers"),

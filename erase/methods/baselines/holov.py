@@ -28,7 +28,15 @@ class HoloV(PerImage):
         count = min(view.tokens, math.ceil(_SLICES * view.tokens / keep))
         slices = [torch.tensor(own, device=view.features.device) for own in parts_of(view.tokens, count)]
         attention = _ATTENTION * view.received
-        variance = torch.cat([cosines(view.features[own], view.features[own]).var(1, correction=0) for own in slices])
+        variance = torch.cat([_varying(view.features[own]) for own in slices])
         score = attention + _VARIANCE * variance * attention.mean() / variance.mean().clamp(min=_SMALLEST)
         quotas = shared_out(keep, [float(score[own].mean()) for own in slices], [len(own) for own in slices])
         return torch.cat([own[ranked(view.received[own])[:quota]] for own, quota in zip(slices, quotas, strict=True)])
+
+
+def _varying(features: Tensor) -> Tensor:
+    """[n] variance of each token's cosines to the others; 0 for one that is alone or has a single other."""
+    others = max(1, len(features) - 1)
+    likeness = cosines(features, features).fill_diagonal_(0.0)
+    mean = likeness.sum(1, keepdim=True) / others
+    return ((likeness - mean) ** 2).fill_diagonal_(0.0).sum(1) / others

@@ -238,7 +238,7 @@ class TestAnswers:
         method, prompt = method_for(None), prepare_prompt(loaded, records[0].question, ())
         record = replace(records[0], metric=metric, answers=("8",))
         submit(SimpleNamespace(submit=asked.append), loaded, record, prompt, method, method.preselect([]))
-        assert (asked[0].sampling.max_tokens > 60) == (metric in ("anls", "contains"))
+        assert (asked[0].sampling.max_tokens > 60) == (metric in ("anls", "contains", "words"))
 
 
 def stop_after(answers: int):
@@ -281,6 +281,14 @@ class TestSummary:
         assert (line.retained.low, line.retained.high) == (pytest.approx(0.5), pytest.approx(1.0))
         assert (line.final, line.layer_average, line.evidence) == (0.5, pytest.approx(0.6), 0.25)
         assert {group: one.value for group, one in line.by_group.items()} == {"left": 0.5, "right": 1.0}
+
+    def test_a_group_may_be_called_all(self):
+        records, contests, answers = figures()
+        renamed = [replace(record, group="all" if record.group == "left" else "right") for record in records]
+        summary = summarise(renamed, contests, answers)
+        assert summary.unpruned == {"all": 0.75, "all (a group)": 1.0, "right": 0.5}
+        assert set(summary.lines[0].by_group) == {"all (a group)", "right"}
+        assert "Unpruned score: 75.0% (all (a group) 100.0%, right 50.0%)" in markdown(summary)
 
     def test_differences_are_paired(self):
         records, (found,), answers = figures()
@@ -326,7 +334,7 @@ class TestSummary:
     def test_the_report_names_everything(self, tmp_path):
         summary = summarise(*figures())
         text = markdown(summary)
-        assert "4 questions about 2 images. Unpruned: 75.0% right (left 100.0%, right 50.0%)" in text
+        assert "4 questions about 2 images. Unpruned score: 75.0% (left 100.0%, right 50.0%)" in text
         assert "### Final retention 0.5 (50% pruned)" in text
         assert "| random | 66.7 | 50.0 to 100.0 | 50.0 | 0.500 | 0.600 | 25.0 | 50.0 | 100.0 |" in text
         assert "Not here: fastv, it is too early." in text

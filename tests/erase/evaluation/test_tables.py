@@ -49,6 +49,34 @@ def test_another_table_has_its_own_images(tmp_path):
     assert again[0].images == first[0].images
 
 
+def test_images_are_those_that_every_other_command_sees(tmp_path):
+    def as_text(image, **options):
+        stream = io.BytesIO()
+        image.save(stream, **options)
+        return base64.b64encode(stream.getvalue()).decode()
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    lines = [
+        ("1", as_text(Image.new("RGB", (60, 30)), format="JPEG", exif=turned), "?", "a"),
+        ("2", as_text(Image.new("RGBA", (40, 40)), format="PNG"), "?", "a"),
+        ("3", as_text(Image.new("I;16", (40, 40), 30_000), format="PNG"), "?", "a"),
+    ]
+    seen = []
+    for record in load_table(written(tmp_path, *lines), tmp_path / "images"):
+        with Image.open(record.images[0]) as image:
+            seen.append((image.mode, image.size, image.getpixel((5, 5))[0]))
+    assert seen == [("RGB", (30, 60), 0), ("RGB", (40, 40), 255), ("RGB", (40, 40), 117)]
+
+
+@pytest.mark.parametrize(("metric", "rule"), [("contains", "exact"), ("words", "exact"), ("anls", "anls")])
+def test_a_letter_is_not_looked_for_in_a_sentence(tmp_path, metric, rule):
+    header = ("index", "image", "question", "answer", "A", "B")
+    lines = [("1", encoded("red"), "Colour?", "A", "red", "blue"), ("2", "1", "Colour?", "red", "", "")]
+    first, second = load_table(written(tmp_path, *lines, header=header), tmp_path / "images", metric)
+    assert (first.metric, second.metric) == (rule, metric)
+
+
 def test_only_lists_of_texts_are_several_answers(tmp_path):
     texts = ["[57, 63]", '["a", null]', "[{[]:1}]"]
     lines = [(str(number), encoded("red"), "?", text) for number, text in enumerate(texts)]
