@@ -24,7 +24,7 @@ from erase.bar import progress_bar
 from erase.errors import EraseError
 from erase.models.loading import DEMO, DEMO_FOLDER, fingerprint
 from erase.synthetic.dataset import write_dataset
-from erase.synthetic.generate import FAMILIES, VERSION
+from erase.synthetic.generate import FAMILIES, METRICS, VERSION
 
 AGAINST = "erase-distinct"
 RESULTS = ("results.json", "results.md", "results.png")
@@ -73,7 +73,7 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
         BenchmarkError: a process failed.
     """
     data = _drawn(table, work)
-    answers = work / "answers" / f"{table.size}-{_mark(model)}"
+    answers = _answers(table, model, work)
     command = [sys.executable, "-m", "erase", "evaluate", str(data), "--out", str(answers), "--model", model]
     command += ["--retentions", ",".join(f"{value:g}" for value in table.retentions), "--methods", table.methods]
     command += ["--measures", table.measures]
@@ -88,6 +88,10 @@ def make(table: Table, model: str, work: Path, out: Path, parts: int) -> None:
             shutil.copy(answers / name, out / f"{table.name}{Path(name).suffix}")
 
 
+def _answers(table: Table, model: str, work: Path) -> Path:
+    return work / "answers" / f"{table.size}-{_mark(model)}"
+
+
 def _mark(model: str) -> str:
     """Tells a model's answers from those of another one, or of the same one with other weights."""
     folder = DEMO_FOLDER if model == DEMO else Path(model)
@@ -96,7 +100,8 @@ def _mark(model: str) -> str:
 
 def _drawn(table: Table, work: Path) -> Path:
     """The folder of the table's images; an unfinished one is drawn anew."""
-    renderer = f"v{VERSION}" + (f"-matplotlib-{other_renderer.VERSION}" if table.other else "")
+    judged = "-".join(sorted(set(METRICS.values())))  # records say how they are judged
+    renderer = f"matplotlib-{other_renderer.VERSION}" if table.other else f"v{VERSION}-{judged}"
     data = work / f"{table.images}-of-{table.size}-{renderer}"
     if not data.exists():
         drawing = data.with_name(f"{data.name}-drawing")
@@ -166,13 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress(str(this_machine()))
         work = options.work.resolve()
         work.mkdir(parents=True, exist_ok=True)
-        if options.restart:
-            shutil.rmtree(work / "answers", ignore_errors=True)
         model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-        for table in TABLES:
-            if table.name in options.tables.split(","):
-                make(table, model, work, options.out, options.parts)
-                print((options.out / f"{table.name}.md").read_text(encoding="utf-8"))
+        wanted = [table for table in TABLES if table.name in options.tables.split(",")]
+        if options.restart:
+            for table in wanted:
+                shutil.rmtree(_answers(table, model, work), ignore_errors=True)
+        for table in wanted:
+            make(table, model, work, options.out, options.parts)
+            print((options.out / f"{table.name}.md").read_text(encoding="utf-8"))
 
     return run_main(run, options, EraseError)
 

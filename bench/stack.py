@@ -178,8 +178,9 @@ def _rows(concurrency: int, loads: dict[str, list[Load]]) -> list[Row]:
     for side, runs in loads.items():
         replies = [reply for run in runs for reply in run.replies]
         answered = [reply for run in runs for reply in run.answered]
-        if not all(run.answered for run in runs):
-            raise BenchmarkError(f"no {side} request was answered at concurrency {concurrency}: {replies[0].problem}")
+        if empty := [run for run in runs if not run.answered]:
+            problem = empty[0].replies[0].problem
+            raise BenchmarkError(f"no {side} request was answered at concurrency {concurrency}: {problem}")
         walls = [reply.wall for reply in answered]
         firsts = [reply.first_token for reply in answered if reply.first_token is not None]
         if len(firsts) != len(answered):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Sequence
 from enum import Enum
 from typing import Literal
 
@@ -66,8 +67,10 @@ def judge(version: str, config: dict[str, str], last_write: str = "ok", role: st
 class Durability:
     """The current answer for one Redis."""
 
-    def __init__(self, client: Redis, switch: Literal["require", "off"]) -> None:
+    def __init__(self, client: Redis, switch: Literal["require", "off"], others: Sequence[Redis] = ()) -> None:
+        """`others` are clients of the same Redis, whose connections end when it must not be trusted any more."""
         self._client = client
+        self._others = others
         self._switch = switch
         self._lock = asyncio.Lock()
         self._known: Confirmation | None = None
@@ -96,8 +99,10 @@ class Durability:
         except NotDurableError as error:
             self._known = None
             logger.error("%s", error.reason)
-            # After a failover another one may have the name; idle connections would stay with this one for ever.
+            # After a failover another one may have the name; connections would stay with this one for ever.
             await self._client.connection_pool.disconnect(inuse_connections=False)
+            for other in self._others:
+                await other.connection_pool.disconnect()
             raise
 
     async def _ask(self) -> Confirmation:

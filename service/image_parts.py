@@ -16,7 +16,9 @@ MOST_CHUNKS = 1_000
 """Of a PNG, those with pixels left out, of which there may be one for each `LEAST_DATA` bytes."""
 LEAST_DATA = 256
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_START_OF_SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
+_START_OF_SCAN, _END = 0xDA, 0xD9
+_WITH_LENGTH = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xF0), 0xFE})
+"""Markers whose segments decoders skip. Behind any other one they look for the next marker, and so does this."""
 
 
 def too_many_parts(data: bytes) -> bool:
@@ -43,17 +45,17 @@ def _too_many_segments(data: bytes) -> bool:
         if segments > MOST_SEGMENTS or scans > MOST_SCANS:
             return True
         at = found.end()
-        if kind not in _ALONE:
+        if kind in _WITH_LENGTH:
             at += int.from_bytes(data[at : at + 2], "big")
     return not scans and segments + len(data) - at > MOST_SEGMENTS
 
 
 def _too_many_chunks(data: bytes) -> bool:
-    """Follows the chunks by their lengths."""
+    """Follows the chunks by their lengths, up to the one that says that it is the last."""
     others = pixels = 0
     at = 8
-    while at + 8 <= len(data):
-        if data[at + 4 : at + 8] == b"IDAT":
+    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IEND":
+        if name == b"IDAT":
             pixels += 1
         else:
             others += 1

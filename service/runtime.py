@@ -101,7 +101,7 @@ async def open_runtime(settings: Settings, metrics: ServiceMetrics, fetcher: Ima
         redis=client,
         admission=Admission(client, settings),
         fetcher=fetcher,
-        durability=Durability(client, settings.durability),
+        durability=Durability(client, settings.durability, others=(reader, nudger)),
         nudge=Nudge(nudger),
         replies=Replies(reader, client, service_id),
         failpoints=failpoints,

@@ -97,7 +97,7 @@ class Watch:
                 if self._finished:
                     return
             left = self._deadline - time.monotonic()
-            if left < -GRACE_S:
+            if left < -GRACE_S and not events:
                 raise UnavailableError("The deadline has passed, and the job has not ended.")
             if left < soon:
                 soon = min(2 * soon, _LATE_S)

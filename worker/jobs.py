@@ -110,6 +110,7 @@ class JobRunner:
         self._name = name
         self._isolation = Isolation()
         self._draining = threading.Event()
+        self._ending = threading.Event()
         self._attempts: set[_Attempt] = set()
         self._lock = threading.Lock()
 
@@ -123,7 +124,8 @@ class JobRunner:
                 attempt.handle.cancel()
 
     def give_back(self, within_s: float) -> None:
-        """Drain, and wait until all jobs have ended but those past their deadline, whose threads hang."""
+        """Take no more jobs, drain, and wait until all have ended but those past their deadline, whose threads hang."""
+        self._ending.set()
         self.drain()
         until = time.monotonic() + within_s
         while time.monotonic() < until:
@@ -153,7 +155,7 @@ class JobRunner:
         """Answer a job, unless its wake-up is stale. Raises `GiveBackError` when the worker drains."""
         self._failpoints.reach("before_lease")
         settings = self._settings
-        if self.stalled:
+        if self.stalled or self._ending.is_set():
             self._metrics.wakeups_dropped.labels("stalled").inc()  # the sweeper sends another one
             return
         holder = f"{self._name}/{secrets.token_hex(4)}"

@@ -389,7 +389,7 @@ def expire(job_id: str) -> Transition[JobState | None]:
 class Swept:
     """Reply of `sweep`: `action` is none, ended or wake; `subject` the final state or the queue to wake.
 
-    `first`: the job has been worked on before, so its wake-up goes to the head of the queue.
+    `first`: the job was worked on since it began to wait, so its wake-up goes to the head of the queue.
     """
 
     action: str

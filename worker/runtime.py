@@ -19,7 +19,7 @@ from celery import Celery
 from PIL import Image
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from erase.engine import Engine, EngineLimits, EngineObserver, SamplingParams, Sequence
@@ -269,5 +269,8 @@ class WorkerRuntime:
                 self._client.hset(WORKERS_KEY, self.name, self._info().model_dump_json())
             except RedisError as error:
                 log.warning("cannot send the heartbeat: %s", error)
+                if isinstance(error, ReadOnlyError):
+                    # After a failover another Redis may have the name; idle connections would stay with this one.
+                    self._client.connection_pool.disconnect(inuse_connections=False)
             if self._stop.wait(HEARTBEAT_S):
                 return

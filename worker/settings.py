@@ -99,7 +99,8 @@ class Settings(BaseSettings):
         86_400, description="how long a dead-lettered job and its images stay, to be asked again"
     )
     max_held_bytes: Annotated[int, Field(ge=1)] = Field(
-        1_073_741_824, description="bodies that a service process holds at once, before 503 unavailable"
+        1_073_741_824,
+        description="bodies and fetched images that a service process holds at once, before 503 unavailable",
     )
     max_open_jobs: Annotated[int, Field(ge=1)] = Field(10_000, description="open jobs before 503 queue-full")
     max_open_pixels: Annotated[int | None, Field(ge=784)] = Field(

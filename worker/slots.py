@@ -10,6 +10,7 @@ free slot again.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -17,11 +18,12 @@ from typing import Any, ClassVar
 from celery.worker import state
 from kombu.transport.redis import Channel, Transport
 from kombu.utils.scheduling import round_robin_cycle
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
 from worker.contract import queue_share
 
 log = logging.getLogger(__name__)
+READ_ONLY_PAUSE_S = 1.0
 
 
 class SlotCycle(round_robin_cycle):  # type: ignore[misc]
@@ -60,6 +62,14 @@ class SlotChannel(Channel):  # type: ignore[misc]
         if 0 < self._fetched < len(self.active_queues):
             self._if_allowed(self._learn_connection_id)
         super()._brpop_start(timeout)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except ReadOnlyError:
+            # A replica, until a failover is through. Celery connects anew at once, hundreds of times a second.
+            time.sleep(READ_ONLY_PAUSE_S)
+            raise
 
     def rejoin(self) -> None:
         """End the running fetch if it left out a queue that has a free slot by now."""

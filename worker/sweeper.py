@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker import ledger
 from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, WORKERS_KEY
+from worker.emitter import PASSING_REFUSALS
 from worker.failpoints import nowhere
 
 log = logging.getLogger(__name__)
@@ -83,18 +84,24 @@ class Sweeper:
             due = [raw.decode() for raw in cast("list[Any]", page)]
             for job_id in due:
                 try:
-                    woken += self._check(job_id, now_ms)
+                    swept = self._check(job_id, now_ms)
+                except PASSING_REFUSALS:
+                    raise
                 except ResponseError:
                     log.exception("job %s cannot be checked; the sweep goes on", job_id)
                     unreadable += 1
+                    continue
+                woken += self._act(job_id, swept)
             if len(due) < JOBS_AT_ONCE or time.monotonic() > until or self._stop.is_set():
                 break
         self._forget_dead_workers(now_ms)
         return woken
 
-    def _check(self, job_id: str, now_ms: int) -> bool:
-        """Do what is due for a job; whether a worker was woken."""
-        swept = ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts, now_ms))
+    def _check(self, job_id: str, now_ms: int) -> ledger.Swept:
+        return ledger.execute(self._client, ledger.sweep(job_id, self._wake_after_ms, self._max_attempts, now_ms))
+
+    def _act(self, job_id: str, swept: ledger.Swept) -> bool:
+        """Say what became of a job, and wake a worker if it needs one; whether that was so."""
         if swept.action == "ended":
             log.warning("job %s ended as %s", job_id, swept.subject)
         if swept.action != "wake":

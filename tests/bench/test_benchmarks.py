@@ -21,7 +21,7 @@ from bench.models import endless_model, image_size
 from bench.pages import page
 from bench.report import BenchmarkError, fractions, interval, output_file, this_machine, write_json
 from bench.sides import StockSide
-from erase.engine import Sequence
+from erase.engine import Engine, EngineLimits, SamplingParams, Sequence
 from erase.engine.attention import SdpaAttention
 from erase.engine.cache import CachePool, SequenceCache
 from erase.engine.images import Encoding, FeatureCache
@@ -179,15 +179,16 @@ def test_the_time_until_the_first_token_is_shared_out_over_its_phases(tmp_path: 
         assert (row["side"] == "unpruned") == (row["kept"] == row["vision_tokens"])
 
 
-def test_a_cut_before_the_first_layer_is_timed_with_the_others(tmp_path: Path) -> None:
-    erase.save_policy(erase.DistinctPolicy(0.25, late_retention=1.0), tmp_path / "early.json")
-    file = tmp_path / "growth.json"
-    settings = ["--model", str(STARTER), "--megapixels", "0.1", "--prompts", "1", "--images", "1"]
-    policy = ["--policy", str(tmp_path / "early.json"), "--retention", "0.25"]
-    assert growth.main([*settings, *policy, "--repetitions", "1", "--json", str(file)]) == 0
-    times = {row["side"]: row["stage2"] for row in json.loads(file.read_text())["rows"]}
-    looking = times.pop("unpruned")  # whether there is a cut
-    assert min(times.values()) > 2 * looking
+def test_a_cut_before_the_first_layer_is_timed_with_the_others(demo: LoadedModel) -> None:
+    prompt = prepare_prompt(demo, "?", prepare_images(demo, [page(0, 168, 168)]))
+    method = method_for(erase.DistinctPolicy(0.25))
+    preselection = method.preselect([image.pixels for image in prompt.images])
+    sequence = Sequence("one", prompt, method, preselection, SamplingParams(max_tokens=1))
+    with growth._timed_cuts(demo.device) as seconds, Engine(demo, EngineLimits()) as running:
+        planned = method.plan(preselection, demo.adapter.architecture)
+        running.submit(sequence).result()
+    assert [cut.after_layers > 0 for cut in planned] == [False, True]
+    assert len(seconds) == demo.adapter.depth, "before the first layer, and after each but the last"
 
 
 @pytest.mark.parametrize("text", ["0.5,0.5", "0.25,0.5,0.2500000001"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, start_http_server
 
 from tests.deploy.test_compose import COMPOSE, KNOWN_SETTINGS, SECRETS, SERVICES
+from worker.metrics import WorkerMetrics
 from worker.settings import PREFIX, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +75,11 @@ def test_all_files_take_part() -> None:
         name for part in ("configMap", "secret") for one in KUSTOMIZATION[f"{part}Generator"] for name in one["envs"]
     } == {
         "settings.env",
-        "secrets.env",
+        "keys.env",
+        "redis.env",
     }
-    assert "/deploy/kubernetes/base/secrets.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[-2:] == ["/deploy/kubernetes/base/*.env", "!/deploy/kubernetes/base/settings.env"]
 
 
 @each_workload
@@ -131,16 +137,16 @@ def test_the_containers_start_as_in_compose(part: str) -> None:
 @pytest.mark.parametrize("part", OURS)
 def test_the_settings_of_a_container_are_settings(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     container = container_of(named("Deployment", f"erase-{part}"))
-    secrets = variables(BASE / "secrets.env.example")
-    assert secrets.keys() == {"ERASE_API_KEYS", "REDIS_PASSWORD"}
+    secrets = {name: set(variables(BASE / f"{name}.env.example")) for name in ("keys", "redis")}
+    assert secrets == {"keys": {"ERASE_API_KEYS"}, "redis": {"REDIS_PASSWORD"}}
     values = variables(BASE / "settings.env")
     for variable in container["env"]:
         if "value" in variable:
             values[variable["name"]] = variable["value"].replace("$(REDIS_PASSWORD)", SECRETS["REDIS_PASSWORD"])
         else:
             key = variable["valueFrom"]["secretKeyRef"]
-            assert key == {"name": "erase-secrets", "key": variable["name"]}
-            assert key["key"] in secrets
+            assert key["key"] == variable["name"]
+            assert key["key"] in secrets[key["name"].removeprefix("erase-")]
             values[variable["name"]] = SECRETS[variable["name"]]
     assert values.keys() - {"REDIS_PASSWORD"} <= KNOWN_SETTINGS
     for name, value in values.items():
@@ -159,8 +165,32 @@ def test_who_drains_has_the_time_for_it(part: str) -> None:
     assert pod_of(deployment)["terminationGracePeriodSeconds"] >= before + drain + 15
 
 
+def test_a_worker_is_ready_when_its_model_is() -> None:
+    interpreter, *command = container_of(named("Deployment", "erase-worker"))["readinessProbe"]["exec"]["command"]
+    metrics = WorkerMetrics(CollectorRegistry())
+    server, thread = start_http_server(0, "127.0.0.1", registry=metrics.registry)
+    arguments = [word.replace(":9101/", f":{server.server_port}/") for word in command]
+    assert interpreter == "python"
+    assert arguments != command
+
+    def look() -> int:
+        return subprocess.run([sys.executable, *arguments], check=False, stderr=subprocess.DEVNULL).returncode
+
+    try:
+        assert look() == 1
+        metrics.model_info.labels("demo", "1", "cpu", "float32", "demo").set(1)
+        assert look() == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert look() == 1
+
+
 def test_redis_runs_as_in_compose() -> None:
     container = container_of(named("StatefulSet", "redis"))
+    names = {variable["valueFrom"]["secretKeyRef"]["name"] for variable in container["env"] if "valueFrom" in variable}
+    assert names == {"erase-redis"}, "a new key of a client must not restart it"
     assert container["image"] == SERVICES["redis"]["image"]
     command = [
         re.sub(r"\$\{REDIS_PASSWORD:[^}]*\}", "$(REDIS_PASSWORD)", word) for word in SERVICES["redis"]["command"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 import redis
 
 from service import overdue, waiting
+from service.fetching import ImageFetcher
+from service.metrics import ServiceMetrics
+from service.runtime import open_runtime
+from service.waiting import Watch
 from tests.service.conftest import FakeWorker, Service, make_settings, picture, running_service, until
 from worker.contract import OPEN_KEY, JobState, Priority, image_key, job_key, problem, queue_name, watchers_key
 
@@ -242,6 +247,29 @@ class TestLater:
         worker.client.hincrby(job_key(job.id), "deadline_ms", 3_600_000)  # an hour to go, on a clock an hour behind
         assert problem_of(asked.result(10)) == "unavailable"
         until(lambda: worker.state(job.id) is JobState.CANCELLED, "the end of what nobody waits for")
+
+    def test_who_reads_slowly_gets_the_answer_that_was_there_in_time(
+        self, service: Service, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiting, "GRACE_S", 0.0)
+        job_id = service.ask(headers={"Prefer": "respond-async"}, timeout_s=60).json()["id"]
+        job = worker.take()
+        worker.tokens(job, "4")
+        settings = service.app.state.runtime.settings
+
+        async def read_slowly() -> list[str]:
+            kinds: list[str] = []
+            async with open_runtime(settings, ServiceMetrics(), ImageFetcher(settings)) as runtime:
+                with Watch(runtime, job_id, after=0, remaining_s=0.3) as watch:
+                    async for event in watch.events():
+                        assert event is not None
+                        kinds.append(event.type.value)
+                        if len(kinds) == 1:
+                            await asyncio.to_thread(worker.succeed, job)
+                            await asyncio.sleep(0.6)
+            return kinds
+
+        assert asyncio.run(read_slowly()) == ["token", "result"]
 
     def test_delete_cancels_once_and_tells_the_state(self, service: Service, worker: FakeWorker) -> None:
         job_id = service.ask(headers={"Prefer": "respond-async"}).json()["id"]

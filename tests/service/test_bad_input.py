@@ -41,9 +41,9 @@ def webp_announcing(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
 
 
-def many_scans(number: int) -> bytes:
+def many_scans(number: int, **options: Any) -> bytes:
     """A progressive JPEG whose last scan comes again and again: each is work for the whole picture."""
-    file = picture(kind="JPEG", progressive=True)
+    file = picture(32, 32, kind="JPEG", progressive=True, **options)
     return file[:-2] + file[file.rindex(b"\xff\xda") : -2] * number + file[-2:]
 
 
@@ -59,6 +59,13 @@ def before_the_picture(filling: bytes) -> bytes:
     """A JPEG with something in front of its first segment."""
     file = picture(kind="JPEG")
     return file[:2] + filling + file[2:]
+
+
+def hidden_scans() -> bytes:
+    """A JPEG with restart markers whose scans stand behind a marker that decoders throw away without its length."""
+    file = many_scans(1_000, restart_marker_blocks=1)
+    first = file.index(b"\xff\xd0")
+    return file[:first] + b"\xff\x02\xff\xff" + file[first:]
 
 
 def animated(kind: str) -> bytes:
@@ -102,6 +109,12 @@ BAD_IMAGES = {
     "BMP": (picture(kind="BMP"), 415, "unsupported-image-format"),
     "TIFF": (picture(kind="TIFF"), 415, "unsupported-image-format"),
     "JPEG of 200 scans": (many_scans(200), 422, "invalid-image"),
+    "JPEG of hidden scans": (hidden_scans(), 422, "invalid-image"),
+    "JPEG of comments behind a marker without a length": (
+        before_the_picture(b"\xff\xf0\xff\xff" + b"\xff\xfe\x00\x02" * 16_383),
+        422,
+        "invalid-image",
+    ),
     "JPEG of 3000 comments": (before_the_picture(b"\xff\xfe\x00\x02" * 3000), 422, "invalid-image"),
     "JPEG after 3000 fill bytes": (before_the_picture(b"\xff" * 3000), 422, "invalid-image"),
     "JPEG of fill bytes only": (b"\xff\xd8" + b"\xff" * 9000, 422, "invalid-image"),
@@ -139,6 +152,31 @@ def test_a_truncated_file_with_a_good_header_is_left_to_the_worker(
     else:
         assert response.status_code == 202
         assert worker.take().request.images[0].width == 200
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        picture() + bytes(20_000),
+        picture(kind="JPEG") + b"\xff\xda\x00\x08" * 500,
+        picture(kind="JPEG", progressive=True, icc_profile=bytes(1_000_000)),
+        picture(400, 400, kind="JPEG", restart_marker_blocks=1),
+        picture(400, 400, kind="JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 30_000),
+        many_chunks(b"prVt", 900),
+    ],
+    ids=[
+        "padded PNG",
+        "data behind a JPEG",
+        "colour profile",
+        "restart markers",
+        "scans in an EXIF block",
+        "many chunks",
+    ],
+)
+def test_odd_but_honest_files_are_taken(service: Service, worker: FakeWorker, file: bytes) -> None:
+    image = {"data": base64.b64encode(file).decode()}
+    assert service.ask(images=[image], headers={"Prefer": "respond-async"}).status_code == 202
+    assert worker.take().request.images[0].bytes == len(file)
 
 
 def test_a_multi_picture_jpeg_counts_as_its_first_picture(service: Service, worker: FakeWorker) -> None:

@@ -478,6 +478,13 @@ class TestEndsFromOutside:
         worker.run()
         assert answered(worker.client).answer == SAMPLE.answer
 
+    def test_a_worker_that_gives_its_jobs_back_takes_no_new_one(self, worker: Worker) -> None:
+        ask(worker.client)
+        worker.runner.give_back(within_s=1)
+        worker.run()
+        assert state(worker.client) is JobState.ACCEPTED
+        assert field(worker.client, "attempt") == "0"
+
     def test_a_job_that_cannot_be_read_is_given_up_after_its_attempts(self, worker: Worker) -> None:
         ask(worker.client)
         worker.client.hset(job_key("job_1"), "request", '{"prompt": 5, "images": []}')

@@ -18,8 +18,11 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.worker import state as celery_state
 from kombu.asynchronous import Hub
+from kombu.transport.redis import Channel
+from redis.exceptions import ReadOnlyError
 
 from tests.worker.helpers import until
+from worker import slots
 from worker.app import make_app
 from worker.contract import Priority, queue_name, queue_task
 from worker.settings import Settings
@@ -185,6 +188,33 @@ def send(app: Celery, kind: str, numbers: range) -> None:
 
 
 class TestRealWorker:
+    def test_a_replica_is_asked_now_and_then_until_it_is_the_primary(
+        self, floor: SimpleNamespace, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = Channel._brpop_read
+        refused = Counter[str]()
+
+        def counting(channel: Channel, **options: Any) -> Any:
+            try:
+                return read(channel, **options)
+            except ReadOnlyError:
+                refused["times"] += 1
+                raise
+
+        monkeypatch.setattr(Channel, "_brpop_read", counting)
+        monkeypatch.setattr(slots, "READ_ONLY_PAUSE_S", 0.3)
+        floor, app = floor.floor, floor.app
+        redis_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            until(lambda: refused["times"], "the first refusal")
+            time.sleep(1.0)
+        finally:
+            redis_client.execute_command("REPLICAOF", "NO", "ONE")
+        assert refused["times"] <= 5
+        floor.doors["batch"].set()
+        send(app, "batch", range(2))
+        until(lambda: len(floor.done) == 2, "the jobs that came afterwards")
+
     @pytest.mark.parametrize(
         ("crowd", "slots", "guest"), [("batch", 1, "interactive"), ("interactive", 2, "batch")], ids=lambda v: str(v)
     )

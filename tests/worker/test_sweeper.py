@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 
 from tests.worker.helpers import accept, field, lease, lose_lease, outcome, state, until
 from worker import ledger
@@ -107,6 +108,37 @@ class TestOneSweep:
         queue = cast("list[bytes]", redis_client.lrange(INTERACTIVE, 0, -1))
         bodies = [json.loads(base64.b64decode(json.loads(message)["body"])) for message in queue]
         assert [body[0][0] for body in bodies] == ["job_2", "job_0", "job_1"], "a worker takes the last one"
+
+    def test_a_dead_letter_that_is_asked_again_waits_like_a_new_job(
+        self, redis_client: redis.Redis, woken: Woken
+    ) -> None:
+        accept(redis_client)
+        for _ in range(3):
+            lease(redis_client)
+            lose_lease(redis_client)
+        due_now(redis_client)
+        make(redis_client, woken).sweep()
+        redis_client.hset(job_key("job_1"), "leased_ms", redis_now_ms(redis_client) - 1000)
+        assert execute(redis_client, ledger.requeue("job_1", 60_000, 99_000_000, 1)) == ("ok", JobState.ACCEPTED)
+        due_now(redis_client)
+        assert make(redis_client, woken).sweep() == 1
+        assert woken.first == []
+
+    def test_a_redis_that_refuses_writes_ends_the_sweep_and_keeps_the_jobs(
+        self, redis_client: redis.Redis, woken: Woken
+    ) -> None:
+        names = [f"job_{number}" for number in range(5)]
+        for name in names:
+            accept(redis_client, name)
+        due_now(redis_client, *names)
+        redis_client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(OutOfMemoryError):
+                make(redis_client, woken).sweep()
+        finally:
+            redis_client.config_set("maxmemory", 0)
+        assert woken == []
+        assert make(redis_client, woken).sweep() == 5
 
     def test_a_job_is_dead_after_its_last_attempt(self, redis_client: redis.Redis, woken: Woken) -> None:
         accept(redis_client)

@@ -30,5 +30,6 @@ local wait = tonumber(wake_after_ms)
 if redis.call('LLEN', queue) > 0 then wait = wait * math.min(2 ^ wakes, 16) end
 check_at(id, now + wait)
 redis.call('HINCRBY', COUNTERS, 'wakeups_resent', 1)
--- Who has been worked on has waited already: its wake-up goes to the head of the queue.
-return {'wake', queue, number(id, 'attempt') > 0 and 'first' or 'last'}
+-- Who has been worked on since it began to wait has waited already: its wake-up goes to the head of the queue.
+local begun = number(id, 'attempt') > 0 and number(id, 'leased_ms') >= number(id, 'queued_ms')
+return {'wake', queue, begun and 'first' or 'last'}
