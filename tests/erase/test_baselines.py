@@ -194,6 +194,15 @@ class TestPooling:
         expected = [sum(block) / 4 + shift for shift in (0, 12) for block in blocks]
         assert method.merge_in(own, chosen).flatten().tolist() == expected
 
+    def test_tiles_are_pooled_one_by_one(self):
+        features = torch.cat([torch.zeros(9, 1), torch.ones(9, 1)])
+        method, own = made("pooling", 0.5), replace(view(features, (6, 3)), tiles=2)
+        tiled = Preselection((replace(selection((6, 3)).images[0], grid=(2, 3, 3)),))
+        assert method.keeps(tiled) == [2 * 4]
+        chosen = method.choose_in(own, 8)
+        assert chosen.tolist() == [0, 2, 6, 8, 9, 11, 15, 17]
+        assert method.merge_in(own, chosen).flatten().tolist() == [0.0] * 4 + [1.0] * 4
+
     def test_a_coarser_grid_has_nearly_the_shape_and_nearly_the_cells(self):
         assert coarser((10, 10), 26) == (5, 5)
         assert coarser((1, 9), 3) == (1, 3)

@@ -37,13 +37,15 @@ class Baseline(NoPruning):
 class ImageView:
     """One image before the decoder: float32 features [n, d], its grid (height, width), and what else was seen.
 
-    `question` are the embeddings [Q, d] of the text behind the first image.
+    `question` are the embeddings [Q, d] of the text behind the first image. The grid may be that of several `tiles`, one
+    below the other.
     """
 
     features: Tensor
     grid: tuple[int, int]
     question: Tensor
     attention: EncoderAttention | None
+    tiles: int = 1
 
     @property
     def tokens(self) -> int:
@@ -114,7 +116,7 @@ class PerImage(Baseline):
         for number, (image, keep) in enumerate(zip(context.preselection.images, keeps, strict=True)):
             own = features[offset : offset + image.tokens]
             attention = encoded.attention[number] if encoded.attention else None
-            yield ImageView(own, cells(image.grid), question, attention), keep
+            yield ImageView(own, cells(image.grid), question, attention, tiles=image.grid[0]), keep
             offset += image.tokens
 
 

@@ -7,27 +7,40 @@ import math
 import torch
 from torch import Tensor
 
+from erase.methods.base import Preselection
 from erase.methods.baselines.per_image import ImageView, PerImage, kept_of
 
 
 class Pooling(PerImage):
-    """Adaptive average pool onto a coarser grid of about the image's shape; a cell stands where its centre was."""
+    """Adaptive average pool onto a coarser grid of about the image's shape; a cell stands where its centre was.
+
+    Tiles are pooled one by one: what stands below each other in the prompt is not so in the picture.
+    """
 
     name = "pooling"
 
-    def keep_of(self, grid: tuple[int, int]) -> int:
-        rows, columns = self._coarser(grid)
-        return rows * columns
+    def keeps(self, preselection: Preselection) -> list[int]:
+        grids = [image.grid for image in preselection.images]
+        return [tiles * math.prod(self._coarser((height, width))) for tiles, height, width in grids]
 
     def choose_in(self, view: ImageView, keep: int) -> Tensor:
-        (height, width), (rows, columns) = view.grid, self._coarser(view.grid)
+        height, width = self._tile(view)
+        rows, columns = self._coarser((height, width))
         down, across = _centres(height, rows), _centres(width, columns)
-        places = [row * width + column for row in down for column in across]
+        starts = range(0, view.tokens, height * width)
+        places = [start + row * width + column for start in starts for row in down for column in across]
         return torch.tensor(places, device=view.features.device)
 
     def merge_in(self, view: ImageView, chosen: Tensor) -> Tensor:
-        plane = view.features.T.reshape(1, -1, *view.grid)
-        return torch.nn.functional.adaptive_avg_pool2d(plane, self._coarser(view.grid)).flatten(2)[0].T
+        tile = self._tile(view)
+        planes = view.features.view(view.tiles, *tile, -1).permute(0, 3, 1, 2)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(planes, self._coarser(tile))
+        return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
+
+    @staticmethod
+    def _tile(view: ImageView) -> tuple[int, int]:
+        """Height and width."""
+        return view.grid[0] // view.tiles, view.grid[1]
 
     def _coarser(self, grid: tuple[int, int]) -> tuple[int, int]:
         return coarser(grid, kept_of(grid[0] * grid[1], self.policy.retention))
