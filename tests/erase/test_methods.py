@@ -169,7 +169,7 @@ class TestBudget:
         attention = torch.rand(len(survivors), generator=torch.Generator().manual_seed(0))
 
         def score(role):
-            return method.score(ScoreContext(Cut(2, 3, False, role), 0, survivors, selection, lambda: attention))
+            return method.score(ScoreContext(Cut(2, 3, False, role), survivors, selection, lambda: attention))
 
         entropy, edges = (
             torch.cat([getattr(image, name) for image in selection.images])[survivors]
@@ -213,15 +213,15 @@ class TestDistinct:
         survivors = torch.tensor([0, 2, 3, 5])
         features = torch.tensor([[1.0, 0.0], [0.0, 9.0], [2.0, 0.1], [0.0, 1.0], [5.0, 5.0], [3.0, 0.0]])
         encoded = EncodedPrompt(features, lambda: torch.zeros(1, 2))
-        first = ScoreContext(Cut(0, 2, False, "distinct"), 0, survivors, Preselection(()), lambda: None, None, encoded)
+        first = ScoreContext(Cut(0, 2, False, "distinct"), survivors, Preselection(()), lambda: None, None, encoded)
         # Of survivors 0, 2, 3 and 5 only 3 points elsewhere; then 0 and 5 are equally far from it, a right angle.
         assert method.choose(first).tolist() == [0, 2]
         attention = torch.tensor([0.1, 0.4, 0.2, 0.3])
-        late = ScoreContext(Cut(19, 2, False, "late"), 1, survivors, Preselection(()), lambda: attention, None, encoded)
+        late = ScoreContext(Cut(19, 2, False, "late"), survivors, Preselection(()), lambda: attention, None, encoded)
         assert method.choose(late).tolist() == [1, 3]
 
     def test_features_that_nobody_gave_are_missed(self):
-        context = ScoreContext(Cut(0, 1, False), 0, torch.arange(3), Preselection(()), lambda: None)
+        context = ScoreContext(Cut(0, 1, False), torch.arange(3), Preselection(()), lambda: None)
         with pytest.raises(erase.InputError, match="erase-distinct"):
             method_for(erase.DistinctPolicy(0.25)).choose(context)
 
@@ -334,7 +334,7 @@ def test_a_method_needs_a_stage_1_and_cuts_and_nothing_else():
 
     method = Least()
     attention = torch.rand(4)
-    context = ScoreContext(method.cuts(None, SEVEN_B)[0], 0, torch.arange(4), Preselection(()), lambda: attention)
+    context = ScoreContext(method.cuts(None, SEVEN_B)[0], torch.arange(4), Preselection(()), lambda: attention)
     assert method.score(context) is attention
     assert method.query_source(SEVEN_B) == "normed_input"
     assert (method.requested, method.measure) == (None, "final")

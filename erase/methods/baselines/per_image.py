@@ -37,7 +37,7 @@ class Baseline(NoPruning):
 class ImageView:
     """One image before the decoder: float32 features [n, d], its grid (height, width), and what else was seen.
 
-    `question` are the embeddings [Q, d] of the text behind the first image. The grid may be that of several `tiles`, one
+    `question` are the embeddings [Q, d] of the text behind the first image. The grid may be that of `tiles`, one
     below the other.
     """
 
