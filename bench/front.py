@@ -265,7 +265,7 @@ def measure_overload(folder: Path, seconds: float, times: float, image: bytes) -
     if any(not reply.retry_after for reply in refusals):
         raise BenchmarkError("a refusal did not say when to try again")
     others = Counter(str(reply.status) for reply in replies if reply.status != 200 and reply.status not in REFUSED)
-    others |= unsent
+    others.update(unsent)
     answered = [reply for reply in replies if reply.status == 200]
     return Overload(
         peak=peak,
@@ -289,7 +289,7 @@ async def open_load(port: int, request: bytes, rate: float, seconds: float) -> t
     """Requests at this rate, sent whether or not earlier ones were answered; and how many have no reply, by reason."""
     idle: list[Connection] = []
     replies: list[TimedReply] = []
-    unsent: Counter[str] = Counter()
+    unsent = Counter({"not sent in time": 0, "connection failed": 0})
     tasks: set[asyncio.Task[None]] = set()
     started = time.perf_counter()
 

@@ -22,7 +22,7 @@ def test_under_ten_times_the_peak_goodput_stays_and_refusals_are_fast(tmp_path: 
     overload = measure_overload(tmp_path, seconds=12, times=10, image=picture(100_000))
     print(overload)
     assert overload.refused > 0
-    assert overload.others == {"not sent in time": 0}
+    assert overload.others == {"not sent in time": 0, "connection failed": 0}
     assert overload.share >= LEAST_GOODPUT
     assert overload.refusal_p50 < SLOWEST_REFUSAL_S
 
