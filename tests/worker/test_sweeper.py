@@ -54,6 +54,15 @@ def due_now(client: redis.Redis, *jobs: str) -> None:
         client.zadd(OPEN_KEY, {job_id: 1})
 
 
+def fail_all_attempts(client: redis.Redis) -> None:
+    """A job whose workers died at each of its three attempts, due for a check."""
+    accept(client)
+    for _ in range(3):
+        lease(client)
+        lose_lease(client)
+    due_now(client)
+
+
 class TestOneSweep:
     @pytest.mark.parametrize("priority", list(Priority))
     def test_a_lost_wake_up_is_sent_again_to_its_own_queue(
@@ -112,11 +121,7 @@ class TestOneSweep:
     def test_a_dead_letter_that_is_asked_again_waits_like_a_new_job(
         self, redis_client: redis.Redis, woken: Woken
     ) -> None:
-        accept(redis_client)
-        for _ in range(3):
-            lease(redis_client)
-            lose_lease(redis_client)
-        due_now(redis_client)
+        fail_all_attempts(redis_client)
         make(redis_client, woken).sweep()
         redis_client.hset(job_key("job_1"), "leased_ms", redis_now_ms(redis_client) - 1000)
         assert execute(redis_client, ledger.requeue("job_1", 60_000, 99_000_000, 1)) == ("ok", JobState.ACCEPTED)
@@ -141,11 +146,7 @@ class TestOneSweep:
         assert make(redis_client, woken).sweep() == 5
 
     def test_a_job_is_dead_after_its_last_attempt(self, redis_client: redis.Redis, woken: Woken) -> None:
-        accept(redis_client)
-        for _ in range(3):
-            lease(redis_client)
-            lose_lease(redis_client)
-        due_now(redis_client)
+        fail_all_attempts(redis_client)
         make(redis_client, woken).sweep()
         assert woken == []
         assert state(redis_client) is JobState.DEAD
