@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
 from service.problems import CLIENT_LEFT
-from service.workers import alive, parse
+from service.workers import alive, milliseconds, parse
 from worker.contract import (
     CONTRACT_VERSION,
     DEAD_KEY,
@@ -82,9 +82,9 @@ async def read_snapshot(client: Redis) -> Snapshot:
     for reply in replies[:3] + replies[5:] + [memory, disk]:
         if isinstance(reply, Exception):
             raise reply
-    (seconds, micros), open_ids, workers = replies[:3]
+    now, open_ids, workers = replies[:3]
     pixels, *depths = replies[5:]
-    now_ms = seconds * 1000 + micros // 1000
+    now_ms = milliseconds(*now)
     pipeline.zcount(DEAD_KEY, now_ms, "+inf")
     for job_id in nsmallest(_OPEN_SAMPLE, open_ids):
         pipeline.hget(job_key(job_id.decode()), "queued_ms")

@@ -12,7 +12,7 @@ from typing import cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.workers import Workers
+from service.workers import Workers, redis_now_ms
 from worker.contract import OPEN_KEY, SWEEPER_LOCK_KEY, job_key
 from worker.ledger import execute_async, expire
 
@@ -37,8 +37,7 @@ async def end_overdue_jobs(client: Redis, workers: Workers, name: str) -> None:
 
 async def end_overdue(client: Redis) -> int:
     """End every open job whose deadline has passed; returns how many. Raises `RedisError`."""
-    seconds, micros = await client.time()
-    now_ms = seconds * 1000 + micros // 1000
+    now_ms = await redis_now_ms(client)
     # A job is checked at its deadline at the latest, so whatever is overdue is due.
     due = cast("list[bytes]", await client.zrangebyscore(OPEN_KEY, "-inf", now_ms))
     ended = 0

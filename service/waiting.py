@@ -15,6 +15,7 @@ from starlette.types import Receive
 
 from service.problems import JobLostError, UnavailableError
 from service.runtime import Runtime
+from service.workers import redis_now_ms
 from worker.contract import EventType, Outcome
 from worker.ledger import Event, Job, execute_async, expire, read_events_async, read_last_event_async, unwatch
 
@@ -141,8 +142,7 @@ def resume_after(job: Job, last_event: int) -> int:
 
 async def remaining_s(runtime: Runtime, job: Job) -> float:
     """Seconds to a job's deadline by Redis' clock, never negative. Raises `RedisError`."""
-    seconds, micros = await runtime.redis.time()
-    return max(0.0, (job.deadline_ms - seconds * 1000 - micros // 1000) / 1000)
+    return max(0.0, (job.deadline_ms - await redis_now_ms(runtime.redis)) / 1000)
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

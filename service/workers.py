@@ -31,6 +31,16 @@ def parse(fields: dict[bytes, bytes]) -> list[WorkerInfo]:
     return workers
 
 
+async def redis_now_ms(client: Redis) -> int:
+    """Redis' clock in Unix milliseconds, the only clock that jobs know. Raises `RedisError`."""
+    return milliseconds(*await client.time())
+
+
+def milliseconds(seconds: int, microseconds: int) -> int:
+    """What Redis' TIME says, as Unix milliseconds."""
+    return seconds * 1000 + microseconds // 1000
+
+
 class Workers:
     """The workers alive, at most a second old."""
 
@@ -45,7 +55,7 @@ class Workers:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.time()
             pipeline.hgetall(WORKERS_KEY)
-            (seconds, micros), fields = await pipeline.execute()
-            self._known = alive(parse(fields), seconds * 1000 + micros // 1000)
+            now, fields = await pipeline.execute()
+            self._known = alive(parse(fields), milliseconds(*now))
             self._read_at = time.monotonic()
         return self._known
